@@ -1,0 +1,15 @@
+"""Start the runner: take the pipes first, import everything else afterwards."""
+
+from agent_runner.host_link import claim_pipes
+
+
+def run() -> None:
+    """Run one agent on this process's stdin and stdout."""
+    pipes = claim_pipes()
+    from agent_runner.main import main
+
+    main(*pipes)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,100 @@
+"""The agent runner: read the input, start the SDK, answer messages until the host closes the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import traceback
+from collections.abc import AsyncIterator
+
+from agent_runner.conversation import Conversation
+from agent_runner.host_link import HostLink, open_link
+from agent_runner.host_tools import host_tools
+from agent_runner.model_bridge import model_bridge
+from agent_runner.options import build_options
+from agent_runner.session_store import HostSessionStore
+from claude_agent_sdk import ClaudeSDKClient
+from pynchy.types import ContainerInput
+from pynchy.wire import PROTOCOL_VERSION, Frame, WireError
+
+#: How long the SDK's process may take to end. Nothing is lost when it is cut short: the host has it all.
+_DISCONNECT_SECONDS = 2.0
+
+
+def main(read_fd: int, write_fd: int) -> None:
+    """Run one agent on the wire behind these two descriptors. Ends the process."""
+    code = asyncio.run(_run(read_fd, write_fd))
+    os._exit(code)  # a thread of a tool must not keep the container alive
+
+
+async def _run(read_fd: int, write_fd: int) -> int:
+    async with open_link(read_fd, write_fd) as (link, frames):
+        try:
+            first = await anext(frames, None)
+            if first is None:
+                return 0
+            ids, given = _read_input(first)
+            async with model_bridge(link) as bridge:
+                await _converse(link, frames, given, ids, bridge.base_url)
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}"
+            link.send(Frame("error", {"reason": reason[:4000]}))
+            return 1
+    return 0
+
+
+def _read_input(frame: Frame) -> tuple[tuple[int, ...], ContainerInput]:
+    if frame.type != "input" or frame.fields.get("version") != PROTOCOL_VERSION:
+        raise WireError(f"expected an input frame of version {PROTOCOL_VERSION}, got {frame.type!r}")
+    return tuple(frame.fields["ids"]), ContainerInput.from_dict(frame.json_body())
+
+
+async def _converse(
+    link: HostLink, frames: AsyncIterator[Frame], given: ContainerInput, ids: tuple[int, ...], model_url: str
+) -> None:
+    """Connect the SDK and serve the wire until the host closes it or the SDK dies."""
+    options = build_options(given, model_url, HostSessionStore(link), host_tools(link))
+    client = ClaudeSDKClient(options)
+    conversation = Conversation(client, link)
+    conversation.accept(ids, given.prompt)
+    loop = asyncio.get_running_loop()
+    listening = loop.create_task(_listen(link, frames, conversation))
+    answering = loop.create_task(_connect_and_answer(client, conversation))
+    try:
+        await asyncio.wait({listening, answering}, return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            answering.result()
+        else:
+            listening.result()
+    finally:
+        listening.cancel()
+        answering.cancel()
+        await asyncio.gather(listening, answering, return_exceptions=True)
+        with contextlib.suppress(Exception, TimeoutError):
+            async with asyncio.timeout(_DISCONNECT_SECONDS):
+                await client.disconnect()
+
+
+async def _connect_and_answer(client: ClaudeSDKClient, conversation: Conversation) -> None:
+    await client.connect()
+    await conversation.run()
+
+
+async def _listen(link: HostLink, frames: AsyncIterator[Frame], conversation: Conversation) -> None:
+    """Take frames from the host until `close` or the end of the pipe. Never waits for anything but them."""
+    interrupts: set[asyncio.Task[None]] = set()
+    async for frame in frames:
+        if link.deliver(frame):
+            continue
+        if frame.type == "message":
+            conversation.accept(tuple(frame.fields["ids"]), frame.body.decode())
+        elif frame.type == "interrupt":
+            task = asyncio.get_running_loop().create_task(conversation.interrupt())
+            interrupts.add(task)
+            task.add_done_callback(interrupts.discard)
+        elif frame.type == "close":
+            return
+        else:
+            link.send(Frame("log", {"level": "warning", "text": f"unknown frame {frame.type[:80]!r}"}))

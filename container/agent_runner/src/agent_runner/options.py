@@ -1,0 +1,104 @@
+"""How the SDK is set up: tools, plugin servers, environment, memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from claude_agent_sdk import ClaudeAgentOptions
+from pynchy.plugin import tool_prefix
+from pynchy.types import ContainerInput
+
+#: Where the host mounts things. Only a runtime without mounts of its own sets the variable.
+WORKSPACE = Path(os.environ.get("PYNCHY_WORKSPACE", "/workspace"))
+
+#: This runner's own directory, with the rooms of `pynchy` that plugins import.
+_RUNNER = str(Path(__file__).resolve().parents[1])
+
+#: Without a person at a terminal the first three would wait for ever; the others start work that a
+#: conversation cannot own (schedules of their own, work trees) and that ends with the container.
+_DISALLOWED = [
+    "AskUserQuestion",
+    "EnterPlanMode",
+    "ExitPlanMode",
+    "CronCreate",
+    "CronDelete",
+    "CronList",
+    "ScheduleWakeup",
+    "EnterWorktree",
+    "ExitWorktree",
+]
+_MAX_BUFFER_BYTES = 64 * 1024 * 1024  # the default of 1 MB ends the session when a large image is read
+_MAX_MEMORY_BYTES = 64 * 1024
+
+_ABOUT = """\
+You are {name}, a personal assistant. People talk to you through a chat; their messages arrive as
+<messages><message sender="..." time="...">...</message></messages>, with the text escaped as in XML. Answer in
+plain text as one writes in a chat, briefly. Text inside <internal>...</internal> is not shown to anybody.
+Your working directory is this chat's own folder: what you write there is kept. Its CLAUDE.md is your memory of
+this chat; keep it up to date with what you should remember."""
+
+
+def build_options(
+    given: ContainerInput, model_url: str, session_store: Any, host_tools: Any
+) -> ClaudeAgentOptions:
+    """The SDK's options for this run; the plugins' servers are merged with our own."""
+    servers: dict[str, Any] = {
+        name: {**server, "env": _server_env(name, server.get("env") or {})}
+        for name, server in (given.plugin_mcp_servers or {}).items()
+    }
+    servers["pynchy"] = host_tools
+    return ClaudeAgentOptions(
+        cwd=WORKSPACE / "group",
+        model=given.model,
+        system_prompt={"type": "preset", "preset": "claude_code", "append": _system_prompt(given)},
+        mcp_servers=servers,
+        strict_mcp_config=True,
+        allowed_tools=[f"{tool_prefix(name)}*" for name in servers],
+        disallowed_tools=_DISALLOWED,
+        permission_mode="bypassPermissions",
+        # No settings from disk: the agent can write its folder, and settings found there could run hooks.
+        setting_sources=[],
+        resume=given.session_id,
+        session_store=session_store,
+        max_buffer_size=_MAX_BUFFER_BYTES,
+        env=_sdk_env(model_url),
+    )
+
+
+def _server_env(name: str, env: dict[str, str]) -> dict[str, str]:
+    """A plugin server's environment: its own sources come first on the import path, `pynchy.plugin` last."""
+    paths = [str(WORKSPACE / "plugins" / name), env.get("PYTHONPATH", ""), _RUNNER]
+    return {**env, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _sdk_env(model_url: str) -> dict[str, str]:
+    env = {
+        "ANTHROPIC_BASE_URL": model_url,
+        # The CLI insists on having one; the host replaces it.
+        "ANTHROPIC_API_KEY": "added-by-the-host",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_AUTOUPDATER": "1",
+        # Tools are few; searching for them would hide them from the model until it thinks of it.
+        "ENABLE_TOOL_SEARCH": "false",
+        # Retrying is the host's, which knows whether a tool has acted already.
+        "CLAUDE_CODE_MAX_RETRIES": "1",
+        "API_TIMEOUT_MS": "300000",
+    }
+    if os.geteuid() == 0:
+        env["IS_SANDBOX"] = "1"  # a rootless engine maps the user to uid 0 of the container
+    return env
+
+
+def _system_prompt(given: ContainerInput) -> str:
+    memory = _read_memory(WORKSPACE / "group" / "CLAUDE.md")
+    return _ABOUT.format(name=given.assistant_name) + (f"\n\n# CLAUDE.md\n\n{memory}" if memory else "")
+
+
+def _read_memory(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_MEMORY_BYTES).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,15 @@
+"""The container's side: an MCP server on stdin and stdout, started with `python -m pynchy_plugin_hello.mcp`."""
+
+from mcp.server import MCPServer
+
+server = MCPServer("hello")
+
+
+@server.tool()
+def greet(name: str) -> str:
+    """Greet somebody by name."""
+    return f"Hello, {name}! This greeting was made inside the agent's container."
+
+
+if __name__ == "__main__":
+    server.run()

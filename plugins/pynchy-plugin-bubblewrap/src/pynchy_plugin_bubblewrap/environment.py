@@ -1,0 +1,73 @@
+"""What stands in for an image: a virtual environment with the agent's pinned dependencies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pynchy.home import container_dir
+from pynchy.plugin import RuntimeUnavailable
+
+#: Where every sandbox sees it.
+ENVIRONMENT_PATH = "/opt/agent-env"
+
+
+class AgentEnvironment:
+    """A directory named after what is in it: a change of the pinned set or the interpreter makes a new one.
+
+    It lies in the user's cache directory, or where `PYNCHY_BUBBLEWRAP_ENV` says.
+    """
+
+    def __init__(self) -> None:
+        self._lock = container_dir() / "requirements" / "agent.lock"
+        self.path = self._path()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is complete."""
+        return (self.path / "bin" / "python3").exists()
+
+    def build(self) -> None:
+        """Make it, showing progress. An existing one is replaced only when the new one is complete."""
+        import uv
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=self.path.parent))
+        tool = uv.find_uv_bin()
+        try:
+            _run([tool, "venv", "--quiet", "--relocatable", "--clear", "--python", _interpreter(), str(building)])
+            _run(
+                [tool, "pip", "install", "--python", str(building / "bin" / "python3"), "--require-hashes"]
+                + ["--compile-bytecode", "--requirements", str(self._lock)]
+            )
+            # Readable for the other user that a root host's agents run as.
+            _run(["chmod", "-R", "u+rwX,go+rX,go-w", str(building)])
+            shutil.rmtree(self.path, ignore_errors=True)
+            building.rename(self.path)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def _path(self) -> Path:
+        if given := os.environ.get("PYNCHY_BUBBLEWRAP_ENV", "").strip():
+            return Path(given).absolute()
+        from platformdirs import user_cache_path
+
+        contents = self._lock.read_bytes() + sys.version.encode() + sys.base_prefix.encode()
+        return user_cache_path("pynchy") / "agent-env" / hashlib.sha256(contents).hexdigest()[:16]
+
+
+def _interpreter() -> str:
+    return str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeUnavailable(
+            f"making the agent's environment failed (`{Path(command[0]).name} {command[1]}`)", "see the output above"
+        )

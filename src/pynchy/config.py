@@ -1,0 +1,93 @@
+"""Settings: environment variables, and the `.env` file in PYNCHY_HOME that is loaded into the environment.
+
+`PYNCHY_*` for our own, and the names that are public elsewhere: `CONTAINER_RUNTIME`, `CONTAINER_IMAGE`,
+`MAX_CONCURRENT_CONTAINERS`, and the model's (`ANTHROPIC_API_KEY`, `ANTHROPIC_AUTH_TOKEN`,
+`CLAUDE_CODE_OAUTH_TOKEN`, `ANTHROPIC_BASE_URL`). None of it reaches an agent.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dotenv import load_dotenv
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pynchy.home import pynchy_home
+
+ANTHROPIC_API = "https://api.anthropic.com"
+#: The variables that hold or direct model credentials; a demo never reads them.
+MODEL_VARIABLES = (
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_AUTH_TOKEN",
+    "CLAUDE_CODE_OAUTH_TOKEN",
+    "ANTHROPIC_BASE_URL",
+    "ANTHROPIC_MODEL",
+)
+
+
+class SettingsError(Exception):
+    """A setting has a value that cannot be used; the message names it and what it should be."""
+
+
+class Settings(BaseSettings):
+    """What can be set. Times are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="PYNCHY_", extra="ignore", frozen=True)
+
+    home: Path = Field(default_factory=pynchy_home)
+    assistant_name: str = Field("Pynchy", min_length=1, max_length=60)
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    #: An agent without work closes after this long.
+    idle_timeout: float = Field(600, gt=0)
+    #: An answer may take this long; a value below `idle_timeout` counts as `idle_timeout` plus a minute.
+    agent_timeout: float = Field(1800, gt=0)
+    #: From the start of a container to the agent's first sign of life.
+    start_timeout: float = Field(120, gt=0)
+    max_concurrent_containers: int = Field(5, ge=1, le=1000, validation_alias="MAX_CONCURRENT_CONTAINERS")
+    #: The uid that agents have when this program runs as root; any that no user of the machine has.
+    agent_uid: int = Field(60999, ge=1, le=2**31 - 2)
+
+    anthropic_base_url: str | None = Field(None, validation_alias="ANTHROPIC_BASE_URL")
+    anthropic_api_key: SecretStr | None = Field(None, validation_alias="ANTHROPIC_API_KEY")
+    anthropic_auth_token: SecretStr | None = Field(None, validation_alias="ANTHROPIC_AUTH_TOKEN")
+    claude_code_oauth_token: SecretStr | None = Field(None, validation_alias="CLAUDE_CODE_OAUTH_TOKEN")
+    model: str | None = Field(None, validation_alias="ANTHROPIC_MODEL")
+
+    @property
+    def hard_timeout(self) -> float:
+        """How long an answer may take; always longer than an agent may be idle."""
+        return max(self.agent_timeout, self.idle_timeout + 60)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a model to talk to: a credential, or an endpoint that may need none."""
+        return any(
+            (
+                self.anthropic_base_url,
+                self.anthropic_api_key,
+                self.anthropic_auth_token,
+                self.claude_code_oauth_token,
+            )
+        )
+
+
+def load_settings(demo: bool = False) -> Settings:
+    """Read `.env` and the environment. With `demo`, forget every model variable first, for good.
+
+    Raises SettingsError, naming the variable, for a value that cannot be used.
+    """
+    home = pynchy_home()
+    load_dotenv(home / ".env", override=False)
+    for name in MODEL_VARIABLES:
+        # An empty variable means the same as an unset one.
+        if demo or not os.environ.get(name, "").strip():
+            os.environ.pop(name, None)
+    try:
+        return Settings(home=home)  # pyright: ignore[reportCallIssue] - aliases come from the environment
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        name = field if field.isupper() else f"PYNCHY_{field.upper()}"
+        raise SettingsError(f"{name}={first.get('input')!r} cannot be used: {first['msg'].lower()}") from None

@@ -1,0 +1,149 @@
+"""The agent's model traffic, on its way out: the only place that holds the credential.
+
+Requests arrive as frames from inside the container. Method and path are checked against a list, the headers
+against another, the credential is added here, and the answer is streamed back as it comes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import structlog
+
+from pynchy.config import ANTHROPIC_API, Settings
+from pynchy.wire import MAX_BYTES, Frame, FrameWriter
+
+log = structlog.get_logger(__name__)
+
+_ALLOWED = frozenset({("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens")})
+_REQUEST_HEADERS = frozenset({"accept", "content-type", "user-agent", "x-app", "anthropic-version", "anthropic-beta"})
+_RESPONSE_HEADERS = frozenset({"content-type", "retry-after", "request-id", "x-should-retry"})
+#: Marks requests that are authorised by a subscription's OAuth token.
+_OAUTH_BETA = "oauth-2025-04-20"
+#: The API sends a ping at least every few seconds while it thinks; silence for longer means it is gone.
+_TIMEOUT = httpx.Timeout(connect=15, read=180, write=60, pool=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where model requests go, and the header that authorises them. `repr` never shows the secret."""
+
+    base_url: str
+    auth_header: tuple[str, str] | None = None
+    oauth: bool = False
+
+    def __repr__(self) -> str:
+        return f"Upstream({self.base_url!r}, {'authorised' if self.auth_header else 'no credential'})"
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Upstream | None:
+        """The configured model: a bearer token goes before an API key, that before a subscription's token.
+
+        None where neither a credential nor an endpoint is set.
+        """
+        if not settings.has_model:
+            return None
+        base_url = (settings.anthropic_base_url or ANTHROPIC_API).rstrip("/")
+        if token := settings.anthropic_auth_token:
+            return cls(base_url, ("authorization", f"Bearer {token.get_secret_value()}"))
+        if key := settings.anthropic_api_key:
+            return cls(base_url, ("x-api-key", key.get_secret_value()))
+        if token := settings.claude_code_oauth_token:
+            return cls(base_url, ("authorization", f"Bearer {token.get_secret_value()}"), oauth=True)
+        return cls(base_url)
+
+
+class ModelGateway:
+    """Forwards the model requests of every agent to one upstream."""
+
+    def __init__(self, upstream: Upstream, client: httpx.AsyncClient) -> None:
+        self._upstream = upstream
+        self._client = client
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, upstream: Upstream) -> AsyncIterator[ModelGateway]:
+        """A gateway with its connections, closed at the end."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=50)
+        # The loopback of a demo or a local endpoint never goes through a proxy of the environment.
+        local = urlsplit(upstream.base_url).hostname in ("127.0.0.1", "localhost", "::1")
+        async with httpx.AsyncClient(timeout=_TIMEOUT, limits=limits, trust_env=not local) as client:
+            yield cls(upstream, client)
+
+    async def forward(self, frame: Frame, out: FrameWriter) -> None:
+        """Answer one `http.request` frame. Cancel to give up; every other end is a frame."""
+        stream_id = frame.id
+        method, target = str(frame.fields.get("method")), str(frame.fields.get("target"))
+        path, query = urlsplit(target).path, urlsplit(target).query
+        if (method, path) not in _ALLOWED:
+            log.warning("refused a request that is not for the model", method=method[:20], path=path[:200])
+            await _refuse(out, stream_id, f"{method} {path} does not leave this container")
+            return
+        url = self._upstream.base_url + path + (f"?{query}" if query else "")
+        try:
+            request = self._client.build_request(
+                method, url, headers=self._headers(frame.fields.get("headers")), content=frame.body
+            )
+            response = await self._client.send(request, stream=True, follow_redirects=False)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            await _fail(out, stream_id, f"the model's API cannot be reached: {_words(error)}")
+            return
+        try:
+            headers = [
+                [name, value]
+                for name, value in response.headers.items()
+                if name in _RESPONSE_HEADERS or name.startswith("anthropic-")
+            ]
+            await out.send(
+                Frame("http.response", {"id": stream_id, "status": response.status_code, "headers": headers})
+            )
+            async for chunk in response.aiter_bytes():
+                for start in range(0, len(chunk), MAX_BYTES):
+                    await out.send(Frame("http.data", {"id": stream_id}, chunk[start : start + MAX_BYTES]))
+            await out.send(Frame("http.end", {"id": stream_id}))
+        except httpx.HTTPError as error:
+            await _fail(out, stream_id, f"the model's answer broke off: {_words(error)}")
+        finally:
+            await response.aclose()
+
+    def _headers(self, given: Any) -> dict[str, str]:
+        pairs = given if isinstance(given, list) else []
+        headers = {
+            str(name).lower(): str(value)
+            for name, value in (pair for pair in pairs if isinstance(pair, list) and len(pair) == 2)
+            if str(name).lower() in _REQUEST_HEADERS
+        }
+        if self._upstream.auth_header:
+            name, value = self._upstream.auth_header
+            headers[name] = value
+        if self._upstream.oauth:
+            betas = [beta for beta in headers.get("anthropic-beta", "").split(",") if beta]
+            headers["anthropic-beta"] = ",".join(dict.fromkeys([*betas, _OAUTH_BETA]))
+        return headers
+
+
+async def _refuse(out: FrameWriter, stream_id: Any, reason: str) -> None:
+    body = _error_body("not_found_error", reason)
+    head = {"id": stream_id, "status": 404, "headers": [["content-type", "application/json"]]}
+    await out.send(Frame("http.response", head))
+    await out.send(Frame("http.data", {"id": stream_id}, body))
+    await out.send(Frame("http.end", {"id": stream_id}))
+
+
+async def _fail(out: FrameWriter, stream_id: Any, reason: str) -> None:
+    log.warning("model request failed", reason=reason)
+    await out.send(Frame("http.failed", {"id": stream_id}, _error_body("api_error", reason)))
+
+
+def _error_body(kind: str, message: str) -> bytes:
+    return json.dumps({"type": "error", "error": {"type": kind, "message": message}}).encode()
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

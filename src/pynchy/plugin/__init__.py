@@ -1,0 +1,68 @@
+"""What a plugin author imports: the contracts, the specs they return, and discovery.
+
+A plugin is a Python package with an entry point in the group `pynchy.plugins` that names a class derived from
+one or more of the plugin types below. Installing the package activates it at the next start, uninstalling it
+removes it. Everything here needs the standard library alone.
+"""
+
+from pynchy.plugin._contracts import (
+    ChannelPlugin,
+    HookPlugin,
+    HostTool,
+    McpPlugin,
+    McpServerSpec,
+    PluginContext,
+    RuntimePlugin,
+    SkillPlugin,
+    ToolPlugin,
+)
+from pynchy.plugin._discovery import GROUP, discover_plugins
+from pynchy.plugin._registry import PluginRecord, PluginRegistry, State
+from pynchy.plugin._runtimes import (
+    Candidate,
+    ContainerRuntime,
+    OciRuntime,
+    RuntimeUnavailable,
+    runtime_candidates,
+    select_runtime,
+)
+from pynchy.plugin._validation import InvalidPlugin, tool_prefix
+from pynchy.types import (
+    Attachment,
+    Channel,
+    Group,
+    NewMessage,
+    RunSpec,
+    VolumeMount,
+)
+
+__all__ = [
+    "GROUP",
+    "Attachment",
+    "Candidate",
+    "Channel",
+    "ChannelPlugin",
+    "ContainerRuntime",
+    "Group",
+    "HookPlugin",
+    "HostTool",
+    "InvalidPlugin",
+    "McpPlugin",
+    "McpServerSpec",
+    "NewMessage",
+    "OciRuntime",
+    "PluginContext",
+    "PluginRecord",
+    "PluginRegistry",
+    "RunSpec",
+    "RuntimePlugin",
+    "RuntimeUnavailable",
+    "SkillPlugin",
+    "State",
+    "ToolPlugin",
+    "VolumeMount",
+    "discover_plugins",
+    "runtime_candidates",
+    "select_runtime",
+    "tool_prefix",
+]

@@ -1,0 +1,228 @@
+"""Container runtimes: the contract, what every OCI command line shares, and the choice among them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from pynchy.plugin._contracts import RuntimePlugin
+from pynchy.plugin._registry import PluginRegistry, State
+from pynchy.types import RunSpec, VolumeMount
+
+logger = logging.getLogger("pynchy.plugin")
+
+#: Where the agent's home is in every container: memory only, so nothing outlives a run.
+AGENT_HOME = "/home/agent"
+
+
+class RuntimeUnavailable(Exception):
+    """A runtime cannot be used now. `remedy` is the command or the step that mends it."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; {self.remedy}"
+
+
+@runtime_checkable
+class ContainerRuntime(Protocol):
+    """What every container runtime must provide.
+
+    Optional members, found by attribute: `run_args(spec: RunSpec)` where limits, labels and the user matter;
+    `stop(name)`, which returns once no process of the container is left; `check_image(image)`, which raises
+    RuntimeUnavailable when an agent could not be started from it; `build_image(image)`, which makes it.
+    """
+
+    name: str
+    cli: str
+
+    def ensure_running(self) -> None:
+        """Verify or start the runtime's daemon; RuntimeUnavailable where that cannot be done."""
+        ...
+
+    def list_running_containers(self, prefix: str = "pynchy-") -> list[str]:
+        """Return the names of running containers that start with `prefix`."""
+        ...
+
+    def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
+        """Return the arguments that follow the binary's name to run a container on its stdin and stdout."""
+        ...
+
+
+class OciRuntime:
+    """What Docker, Podman and the like share: a command line that takes Docker's arguments.
+
+    A subclass sets `name` and `cli` and says in `ensure_running` what its daemon needs.
+    """
+
+    name: str
+    cli: str
+
+    def ensure_running(self) -> None:
+        """Verify that the command line is installed."""
+        if shutil.which(self.cli) is None:
+            raise RuntimeUnavailable(f"{self.cli} is not installed", f"install {self.cli}")
+
+    def list_running_containers(self, prefix: str = "pynchy-") -> list[str]:
+        """Return the names of running containers that start with `prefix`."""
+        output = self.command("ps", "--filter", f"name=^{prefix}", "--format", "{{.Names}}")
+        return [name for name in output.split() if name.startswith(prefix)]
+
+    def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
+        """`run_args` with the defaults for everything that only a RunSpec can say."""
+        return self.run_args(RunSpec(tuple(mounts), container_name, image))
+
+    def run_args(self, spec: RunSpec) -> list[str]:
+        """Arguments for a container without network, capabilities, a way to gain any, or a writable root."""
+        args = ["run", "--rm", "--interactive", "--pull", "never", "--name", spec.container_name]
+        args += ["--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+        # The default driver would write every byte of the wire to the host's disk.
+        args += ["--log-driver", "none", "--read-only"]
+        owner = ""
+        if spec.user:
+            uid, gid = spec.user
+            args += ["--user", f"{uid}:{gid}"]
+            owner = f",uid={uid},gid={gid}"
+        # Docker's own defaults for a tmpfs are noexec and no owner; a home needs to run what it holds.
+        args += ["--tmpfs", f"{AGENT_HOME}:rw,exec,nosuid,nodev,mode=0700,size=1g{owner}"]
+        args += ["--tmpfs", "/tmp:rw,exec,nosuid,nodev,mode=1777,size=1g"]  # noqa: S108 - inside the container
+        if spec.memory_bytes:
+            args += ["--memory", str(spec.memory_bytes), "--memory-swap", str(spec.memory_bytes)]
+        if spec.cpus:
+            args += ["--cpus", str(spec.cpus)]
+        if spec.pids:
+            args += ["--pids-limit", str(spec.pids)]
+        for key, value in sorted(spec.labels.items()):
+            args += ["--label", f"{key}={value}"]
+        for key, value in sorted(spec.env.items()):
+            args += ["--env", f"{key}={value}"]
+        for mount in spec.mounts:
+            args += ["--mount", mount_argument(mount)]
+        return [*args, spec.image]
+
+    def stop(self, name: str) -> None:
+        """Kill the container and return once it is gone."""
+        self.command("rm", "--force", name, check=False)
+
+    def command(self, *args: str, timeout: float = 30, check: bool = True) -> str:
+        """Run the command line and return its stdout; RuntimeUnavailable where it fails or hangs."""
+        try:
+            done = subprocess.run(
+                [self.cli, *args], capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+            )
+        except FileNotFoundError:
+            raise RuntimeUnavailable(f"{self.cli} is not installed", f"install {self.cli}") from None
+        except subprocess.TimeoutExpired:
+            raise RuntimeUnavailable(
+                f"`{self.cli} {args[0]}` did not answer within {timeout:.0f} s", f"restart {self.cli}"
+            ) from None
+        if check and done.returncode:
+            raise RuntimeUnavailable(
+                f"`{self.cli} {args[0]}` failed: {done.stderr.strip()[-300:]}", f"see `{self.cli} {args[0]}`"
+            )
+        return done.stdout
+
+
+def mount_argument(mount: VolumeMount) -> str:
+    """A mount as the value of `--mount`: comma-separated fields, quoted as CSV for paths with commas.
+
+    Unlike `-v`, it fails for a source that does not exist instead of making one as root.
+    """
+    fields = ["type=bind", f"source={mount.host_path}", f"target={mount.container_path}"]
+    if mount.readonly:
+        fields.append("readonly")
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(fields)
+    return line.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A runtime that could be used, and how it ranks. `plugin` is None for the built-in Docker."""
+
+    name: str
+    priority: int
+    plugin: RuntimePlugin | None
+
+
+def runtime_candidates(registry: PluginRegistry) -> list[Candidate]:
+    """The matching runtimes and Docker, best first. A plugin that raises here is recorded and left out."""
+    candidates = [Candidate("docker", 0, None)]
+    for plugin in list(registry.runtimes):
+        try:
+            candidates.append(Candidate(plugin.name, int(plugin.priority), plugin))
+        except Exception as error:
+            _record_failure(registry, plugin, error, "priority")
+    return sorted(candidates, key=lambda candidate: (-candidate.priority, candidate.name))
+
+
+def select_runtime(registry: PluginRegistry) -> ContainerRuntime:
+    """Choose the runtime: `CONTAINER_RUNTIME` by name, else the highest priority that matches, else Docker.
+
+    `CONTAINER_RUNTIME=docker` is decided before any plugin is touched. A value that names neither a plugin
+    nor a plugin's runtime is a RuntimeError that lists what there is.
+    """
+    from pynchy.runtime import DockerRuntime
+
+    override = os.environ.get("CONTAINER_RUNTIME", "").strip().lower()
+    if override == "docker":
+        return DockerRuntime()
+    if override:
+        return _by_name(registry, override)
+    for candidate in runtime_candidates(registry):
+        if candidate.plugin is None:
+            break
+        if runtime := _create(registry, candidate.plugin):
+            return runtime
+    return DockerRuntime()
+
+
+def _by_name(registry: PluginRegistry, wanted: str) -> ContainerRuntime:
+    known = {"docker"}
+    plugins = [*registry.runtimes, *registry.unmatched_runtimes]
+    # A plugin's own name first, so that one broken plugin cannot hide another.
+    for plugin in sorted(plugins, key=lambda plugin: plugin.name != wanted):
+        known.add(plugin.name)
+        runtime = _create(registry, plugin)
+        if runtime is None:
+            continue
+        known.add(runtime.name)
+        if wanted in (plugin.name, runtime.name.lower()):
+            return runtime
+    raise RuntimeError(
+        f"Unknown CONTAINER_RUNTIME={wanted!r}; available: {', '.join(sorted(known))}. "
+        f"Set it to one of these, install the plugin that provides it, or unset it."
+    )
+
+
+def _create(registry: PluginRegistry, plugin: RuntimePlugin) -> ContainerRuntime | None:
+    try:
+        runtime = plugin.create_runtime()
+        if not isinstance(runtime, ContainerRuntime):
+            raise TypeError(f"create_runtime() returned {type(runtime).__name__}, which is no ContainerRuntime")
+    except Exception as error:
+        _record_failure(registry, plugin, error, "create_runtime")
+        return None
+    return runtime
+
+
+def _record_failure(registry: PluginRegistry, plugin: RuntimePlugin, error: Exception, phase: str) -> None:
+    logger.warning("runtime plugin %s: %s raised %s: %s", plugin.name, phase, type(error).__name__, error)
+    for record in registry.records:
+        if record.name == plugin.name:
+            failed = replace(
+                record,
+                state=State.FAILED,
+                phase=phase,
+                reason=f"{phase} raised {type(error).__name__}: {error}",
+                remedy=f"update or uninstall {record.distribution or plugin.name}",
+            )
+            registry.replace_record(plugin.name, failed)

@@ -1,0 +1,173 @@
+"""The data that crosses rooms: messages, groups, mounts, what goes into a container and what comes out.
+
+Standard library only: plugin packages and the agent's side import this where nothing else is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+FOLDER_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+def valid_folder(name: str) -> bool:
+    """Whether `name` may name a group's folder: lower-case letters, digits, `_` and `-`, at most 64."""
+    return FOLDER_PATTERN.fullmatch(name) is not None
+
+
+# --- chat ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that came with a message: its bytes, or a path on the host to read them from."""
+
+    name: str
+    media_type: str
+    data: bytes | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A chat message as a channel received it.
+
+    `id` is the channel's own id and makes a redelivery harmless: the same (`chat_jid`, `id`) is stored once.
+    `timestamp` is aware, in UTC.
+    """
+
+    id: str
+    chat_jid: str
+    sender: str
+    sender_name: str
+    content: str
+    timestamp: datetime
+    is_from_me: bool = False
+    reply_to: str | None = None
+    thread: str | None = None
+    attachments: tuple[Attachment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A registered chat: `jid` is its address on a channel, `folder` its name on disk."""
+
+    jid: str
+    name: str
+    folder: str
+    is_main: bool = False
+
+
+@runtime_checkable
+class Channel(Protocol):
+    """A connection to a messaging service.
+
+    Optional members, found by attribute: `prefix_assistant_name: bool` (default true),
+    `max_message_length: int`, `async set_typing(jid, on)`, `async send_file(jid, path, caption)`,
+    `async edit_message(jid, message_id, text)` with `send_message` returning the id, `async sync_metadata()`.
+    """
+
+    name: str
+
+    async def connect(self) -> None:
+        """Connect; return when messages can be sent."""
+        ...
+
+    async def disconnect(self) -> None:
+        """Disconnect and release everything."""
+        ...
+
+    def is_connected(self) -> bool:
+        """Whether messages can be sent now."""
+        ...
+
+    def owns_jid(self, jid: str) -> bool:
+        """Whether chats with this address belong to this channel."""
+        ...
+
+    async def send_message(self, jid: str, text: str) -> str | None:
+        """Send a text; raise if it was not sent. May return the message's id."""
+        ...
+
+
+# --- containers ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeMount:
+    """A host path that a container sees at `container_path`."""
+
+    host_path: str
+    container_path: str
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """Everything a runtime needs to know to run one agent.
+
+    `memory_bytes`, `cpus` and `pids` are upper limits, None where there is none. `user` is `(uid, gid)` on the
+    host, the owner of what the agent writes. A container never has a network.
+    """
+
+    mounts: tuple[VolumeMount, ...]
+    container_name: str
+    image: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int | None = 2 * 1024**3
+    cpus: float | None = 2.0
+    pids: int | None = 512
+    user: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerInput:
+    """What an agent is started with: the first frame that crosses the wall.
+
+    `plugin_mcp_servers` maps a server's name to `{"command", "args", "env"}`. `session_id` names the
+    conversation to resume, None for a new one.
+    """
+
+    prompt: str
+    group_folder: str
+    chat_jid: str
+    is_main: bool = False
+    session_id: str | None = None
+    is_scheduled_task: bool = False
+    plugin_mcp_servers: dict[str, dict[str, Any]] | None = None
+    plugin_hooks: dict[str, list[str]] | None = None
+    assistant_name: str = "Pynchy"
+    model: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object with every field."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ContainerInput:
+        """The reverse of `to_dict`; unknown keys are an error, for host and runner always match."""
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"unknown ContainerInput fields: {', '.join(unknown)}")
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerOutput:
+    """How the agent answered the messages `ids`.
+
+    `text` is None when there is nothing to say. `error` is why there is no answer, in the words of the SDK or
+    the model's API; `tools_used` tells whether a tool ran before it, so that repeating could act twice.
+    """
+
+    ids: tuple[int, ...]
+    text: str | None = None
+    session_id: str | None = None
+    error: str | None = None
+    tools_used: bool = False
