@@ -104,6 +104,7 @@ class AgentRun:
         self._services = services
         self._limits = limits
         self._process: asyncio.subprocess.Process | None = None
+        self._attempted = False
         self._out: FrameWriter | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls: dict[Any, asyncio.Task[Any]] = {}
@@ -131,6 +132,7 @@ class AgentRun:
 
     async def start(self, given: ContainerInput, ids: tuple[int, ...]) -> ContainerOutput:
         """Start the container with its first messages and return the answer; AgentFailed where there is none."""
+        self._attempted = True
         try:
             self._process = await asyncio.create_subprocess_exec(
                 self._runtime.cli,
@@ -175,17 +177,17 @@ class AgentRun:
 
     async def kill(self) -> None:
         """End the container and everything in it. Returns when nothing of it is left; safe to repeat."""
-        process = self._process
-        if process is None:
+        if not self._attempted:
             return
-        ended_by_itself = process.returncode is not None and self._over.is_set()
-        if process.returncode is None:
+        process = self._process
+        ended_by_itself = process is not None and process.returncode == 0 and self._over.is_set()
+        if process and process.returncode is None:
             # The client first: a client whose stdout nobody reads makes the engine's own `kill` hang.
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
         stop = getattr(self._runtime, "stop", None)
-        if stop and not (ended_by_itself and process.returncode == 0):
+        if stop and not ended_by_itself:
             try:
                 await asyncio.to_thread(stop, self.name)
             except RuntimeUnavailable as error:

@@ -90,6 +90,13 @@ class StoredMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a message ended: `error` is None where it was answered."""
+
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """Something to be sent: a reply, a message the agent sent by itself, or a notice of the host."""
 
@@ -269,6 +276,11 @@ class Store:
                 [(reason, i, jid) for i in ids],
             )
             await self._enqueue(db, jid, notice, "notice")
+
+    async def outcome(self, row_id: int) -> Outcome | None:
+        """How a message ended; None while it is open."""
+        row = await self._row("SELECT state, error FROM messages WHERE id = ?", row_id)
+        return Outcome(row[1] if row[0] == "failed" else None) if row and row[0] in ("done", "failed") else None
 
     # --- messages out ---------------------------------------------------------------------------------------
 

@@ -63,6 +63,10 @@ class Group:
     is_main: bool = False
 
 
+class NotConnected(Exception):
+    """A channel cannot reach a chat now; what was to be sent stays queued until it can."""
+
+
 @runtime_checkable
 class Channel(Protocol):
     """A connection to a messaging service.
@@ -91,7 +95,7 @@ class Channel(Protocol):
         ...
 
     async def send_message(self, jid: str, text: str) -> str | None:
-        """Send a text; raise if it was not sent. May return the message's id."""
+        """Send a text; may return the message's id. Raise if it was not sent: NotConnected to keep it queued."""
         ...
 
 

@@ -32,6 +32,7 @@ from pynchy.types import (
     Channel,
     Group,
     NewMessage,
+    NotConnected,
     RunSpec,
     VolumeMount,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "McpPlugin",
     "McpServerSpec",
     "NewMessage",
+    "NotConnected",
     "OciRuntime",
     "PluginContext",
     "PluginRecord",

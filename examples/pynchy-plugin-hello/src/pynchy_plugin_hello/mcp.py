@@ -5,7 +5,7 @@ from mcp.server import MCPServer
 server = MCPServer("hello")
 
 
-@server.tool()
+@server.tool(structured_output=False)  # plain text is what the agent should read
 def greet(name: str) -> str:
     """Greet somebody by name."""
     return f"Hello, {name}! This greeting was made inside the agent's container."

@@ -10,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+from pynchy.agent_environment import AgentEnvironment
 from pynchy.plugin import RunSpec, RuntimeUnavailable, VolumeMount
-from pynchy_plugin_bubblewrap.environment import ENVIRONMENT_PATH, AgentEnvironment
 
 _HOME = "/home/agent"
+#: Where every sandbox sees the agent's environment, as in the image.
+ENVIRONMENT_PATH = "/opt/agent-env"
 _NAME_VARIABLE = "PYNCHY_CONTAINER"
 #: What of /etc programs need to start, find their libraries, trust certificates and tell the time.
 _ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ca-certificates", "pki", "localtime")
@@ -56,8 +58,7 @@ class BubblewrapRuntime:
     def check_image(self, image: str) -> None:
         """Raise RuntimeUnavailable, with the command that makes it, when the agent's environment is missing."""
         self.ensure_running()
-        if not self._environment.ready:
-            raise RuntimeUnavailable("the agent's environment is missing", "make it with `pynchy image build`")
+        self._environment.check()
 
     def build_image(self, image: str) -> None:
         """Fill the agent's environment; `image` has no meaning here."""

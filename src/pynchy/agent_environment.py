@@ -1,4 +1,4 @@
-"""What stands in for an image: a virtual environment with the agent's pinned dependencies."""
+"""The agent's pinned dependencies as a virtual environment, for runtimes that run no image."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from pathlib import Path
 from pynchy.home import container_dir
 from pynchy.plugin import RuntimeUnavailable
 
-#: Where every sandbox sees it.
-ENVIRONMENT_PATH = "/opt/agent-env"
-
-
 class AgentEnvironment:
     """A directory named after what is in it: a change of the pinned set or the interpreter makes a new one.
 
-    It lies in the user's cache directory, or where `PYNCHY_BUBBLEWRAP_ENV` says.
+    It lies in the user's cache directory, or where `PYNCHY_AGENT_ENV` says.
     """
 
     def __init__(self) -> None:
@@ -28,9 +24,19 @@ class AgentEnvironment:
         self.path = self._path()
 
     @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.path / "bin" / "python3"
+
+    @property
     def ready(self) -> bool:
         """Whether it is complete."""
-        return (self.path / "bin" / "python3").exists()
+        return self.python.exists()
+
+    def check(self) -> None:
+        """Raise RuntimeUnavailable, with the command that makes it, when it is missing."""
+        if not self.ready:
+            raise RuntimeUnavailable("the agent's environment is missing", "make it with `pynchy image build`")
 
     def build(self) -> None:
         """Make it, showing progress. An existing one is replaced only when the new one is complete."""
@@ -53,7 +59,7 @@ class AgentEnvironment:
             shutil.rmtree(building, ignore_errors=True)
 
     def _path(self) -> Path:
-        if given := os.environ.get("PYNCHY_BUBBLEWRAP_ENV", "").strip():
+        if given := os.environ.get("PYNCHY_AGENT_ENV", "").strip():
             return Path(given).absolute()
         from platformdirs import user_cache_path
 

@@ -1,0 +1,1 @@
+"""The channels that are built in: the terminal. Every other is a plugin."""

@@ -1,0 +1,113 @@
+"""`pynchy doctor`: each thing that must be right, what is wrong with it, and what mends it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pynchy.cli.output import configure_logging
+from pynchy.cli.plugin_list import running_service_records
+from pynchy.config import Settings, SettingsError, load_settings
+from pynchy.control import ControlError, check_path
+from pynchy.model_gateway import Upstream
+from pynchy.plugin import PluginRegistry, RuntimeUnavailable, State, discover_plugins, runtime_candidates
+from pynchy.runtime import agent_image, get_runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: its name, how it is, and where it is wrong what to do."""
+
+    subject: str
+    words: str
+    remedy: str = ""
+
+
+def doctor() -> int:
+    """Print all findings; 1 where anything is wrong."""
+    configure_logging("critical")
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        findings = [Finding("settings", str(error), "correct the variable or unset it")]
+    else:
+        registry = discover_plugins()
+        findings = [
+            _home(settings.home),
+            _service(registry),
+            _credential(settings),
+            *_runtime(registry),
+            *_plugins(registry),
+        ]
+    for finding in findings:
+        print(f"{'WRONG' if finding.remedy else 'ok':5}  {finding.subject}: {finding.words}")
+        if finding.remedy:
+            print(f"       -> {finding.remedy}")
+    return 1 if any(finding.remedy for finding in findings) else 0
+
+
+def _home(home: Path) -> Finding:
+    try:
+        check_path(home / "control.sock")
+    except ControlError as error:
+        return Finding("home", str(error), "set PYNCHY_HOME to a shorter path")
+    nearest = next(path for path in (home, *home.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        return Finding("home", f"{nearest} cannot be written", f"`chown` it to yourself, or set PYNCHY_HOME: {home}")
+    return Finding("home", str(home) if home.exists() else f"{home} (made at the first start)")
+
+
+def _service(registry: PluginRegistry) -> Finding:
+    records = running_service_records()
+    if records is None:
+        return Finding("service", "not running")
+    known = {record["entry_point"] for record in records}
+    new = sorted(record.entry_point for record in registry.records if record.entry_point not in known)
+    if new:
+        return Finding("service", f"running; installed since it started: {', '.join(new)}", "restart it to activate")
+    return Finding("service", "running")
+
+
+def _credential(settings: Settings) -> Finding:
+    upstream = Upstream.from_settings(settings)
+    if upstream is None:
+        return Finding(
+            "credential",
+            "none; only --demo works",
+            f"set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN in the environment or in {settings.home / '.env'}",
+        )
+    kind = "none, the endpoint may need none" if upstream.auth_header is None else "set"
+    return Finding("credential", f"{kind}, for {upstream.base_url}")
+
+
+def _runtime(registry: PluginRegistry) -> list[Finding]:
+    try:
+        runtime = get_runtime(registry)
+    except RuntimeError as error:
+        return [Finding("runtime", str(error), "set CONTAINER_RUNTIME to one of these, or unset it")]
+    override = os.environ.get("CONTAINER_RUNTIME", "").strip()
+    ranking = ", ".join(f"{one.name} ({one.priority})" for one in runtime_candidates(registry))
+    why = f"CONTAINER_RUNTIME={override}" if override else f"best of {ranking}"
+    skipped = [f"{record.name} {record.note}" for record in registry.records if record.note]
+    findings = [Finding("runtime", "; ".join([f"{runtime.name}, {why}", *skipped]))]
+    try:
+        runtime.ensure_running()
+    except RuntimeUnavailable as error:
+        return [Finding("runtime", f"{runtime.name}: {error.args[0]}", error.remedy)]
+    try:
+        if check := getattr(runtime, "check_image", None):
+            check(agent_image())
+    except RuntimeUnavailable as error:
+        return [*findings, Finding("image", str(error.args[0]), error.remedy)]
+    return [*findings, Finding("image", "there")]
+
+
+def _plugins(registry: PluginRegistry) -> list[Finding]:
+    findings = [
+        Finding("plugin " + (record.name or record.entry_point), f"{record.state}: {record.reason}", record.remedy)
+        for record in registry.records
+        if record.state is not State.READY
+    ]
+    ready = [record.name for record in registry.records if record.state is State.READY]
+    return [Finding("plugins", ", ".join(ready) or "none"), *findings]

@@ -1,0 +1,217 @@
+"""`run`, `chat` and `ask`: through the door of the running service, or with one of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from pynchy.app import (
+    AlreadyRunning,
+    CannotStart,
+    Service,
+    check_image,
+    choose_runtime,
+    control_socket,
+)
+from pynchy.cli.output import complain, configure_logging, tell
+from pynchy.config import Settings, SettingsError, load_settings
+from pynchy.control import ControlError, Peer, connect
+from pynchy.model_gateway import Upstream
+from pynchy.plugin import RuntimeUnavailable, discover_plugins
+from pynchy.store import StoreError
+
+#: How long another process may take to open its door, or to close it.
+_DOOR_SECONDS = 20.0
+
+Talk = Callable[[Callable[[], Awaitable[Peer]]], Awaitable[int]]
+
+
+def run_service(demo: bool) -> int:
+    """`pynchy run`: serve until SIGINT or SIGTERM."""
+
+    async def serve() -> int:
+        settings = load_settings(demo)
+        configure_logging(settings.log_level)
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with own_service(settings, demo):
+            tell("pynchy is ready; `pynchy chat` talks to it, Ctrl-C stops it.")
+            await stop.wait()
+            tell("pynchy is stopping.")
+        return 0
+
+    return _guarded(serve)
+
+
+def ask(text: str, group: str, demo: bool, timeout: float) -> int:
+    """`pynchy ask`: one message, its answer on stdout."""
+
+    async def talk(door: Callable[[], Awaitable[Peer]]) -> int:
+        peer = await door()
+        try:
+            async with asyncio.timeout(timeout):
+                await peer.send(op="ask", group=group, text=text)
+                return await _print_answer(peer)
+        except TimeoutError:
+            return complain(
+                f"No answer within {timeout:g} s. The message is kept: `pynchy chat` will show what comes of it."
+            )
+        finally:
+            await peer.close()
+
+    if not text.strip():
+        return complain("The message is empty: there is nothing to answer.")
+    return _guarded(lambda: _reach(demo, talk))
+
+
+async def _print_answer(peer: Peer) -> int:
+    while (event := await peer.receive()) is not None:
+        if event["event"] == "text":
+            if event.get("earlier"):
+                tell(f"(from earlier) {event['text']}")
+            else:
+                print(event["text"], flush=True)
+        elif event["event"] == "settled":
+            return 0 if event["error"] is None else 1
+        elif event["event"] == "error":
+            return complain(event["message"])
+    return complain("The service stopped before it had answered; the message is kept.")
+
+
+def chat(group: str, demo: bool) -> int:
+    """`pynchy chat`: until the end of input."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        from pynchy.cli.terminal import chat_in_terminal as talk_to
+    else:
+        talk_to = chat_through_pipes
+    return _guarded(lambda: _reach(demo, lambda door: talk_to(door, group)))
+
+
+async def chat_through_pipes(door: Callable[[], Awaitable[Peer]], group: str) -> int:
+    """Without a terminal: one message a line of stdin, the next once the last one is answered."""
+    loop = asyncio.get_running_loop()
+    code = 0
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        if line.strip():
+            peer = await door()
+            await peer.send(op="ask", group=group, text=line.rstrip("\n"))
+            code |= await _print_answer(peer)
+            await peer.close()
+    return code
+
+
+# --- reaching a service -------------------------------------------------------------------------------------
+
+
+async def _reach(demo: bool, talk: Talk) -> int:
+    """Talk to the service of this home; where none runs, to one that lives as long as it is needed."""
+    settings = load_settings(demo)
+    configure_logging(os.environ.get("PYNCHY_LOG_LEVEL", "error"))
+    path = control_socket(settings.home)
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    async def door() -> Peer:
+        peer = await connect(path)
+        if peer is None:
+            raise ControlError("The service has stopped.")
+        return peer
+
+    deadline = asyncio.get_running_loop().time() + _DOOR_SECONDS
+    while True:
+        if peer := await connect(path):
+            await _same_model(peer, demo)
+            return await talk(door)
+        try:
+            async with own_service(settings, demo) as service:
+                code = await talk(door)
+                await service.door.unused()  # another command may be using it by now
+                return code
+        except AlreadyRunning:
+            # It holds the lock and has no door: it is just starting, or just stopping.
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+
+
+async def _same_model(peer: Peer, demo: bool) -> None:
+    """A demo and a real service must not be taken for each other."""
+    await peer.send(op="hello")
+    hello = await peer.receive() or {}
+    await peer.close()
+    if demo and not hello.get("demo"):
+        raise ControlError(
+            "The service that runs on this home uses the real model: stop it, or set another PYNCHY_HOME for --demo."
+        )
+    if hello.get("demo"):
+        tell("The service runs with --demo: a script answers, not a language model.")
+
+
+@asynccontextmanager
+async def own_service(settings: Settings, demo: bool) -> AsyncIterator[Service]:
+    """A service in this process. CannotStart says what is missing."""
+    async with AsyncExitStack() as stack:
+        upstream = await _upstream(settings, demo, stack)
+        registry = discover_plugins()
+        chosen = await asyncio.to_thread(choose_runtime, registry, demo)
+        try:
+            await asyncio.to_thread(check_image, chosen.runtime)
+        except RuntimeUnavailable as error:
+            raise CannotStart(f"No agent can start: {error}.") from None
+        service = await stack.enter_async_context(
+            Service.start(settings, upstream, registry, chosen.runtime, demo)
+        )
+        if demo:
+            tell(demo_notice(settings))
+        if chosen.warning:
+            tell(chosen.warning)
+        yield service
+
+
+async def _upstream(settings: Settings, demo: bool, stack: AsyncExitStack) -> Upstream:
+    if demo:
+        from pynchy.testing import ScriptedModel
+
+        model = await stack.enter_async_context(ScriptedModel())
+        return Upstream(model.base_url)
+    upstream = Upstream.from_settings(settings)
+    if upstream is None:
+        raise CannotStart(
+            "No model credential: set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN (or ANTHROPIC_BASE_URL for an "
+            f"endpoint of your own) in the environment or in {settings.home / '.env'}, or try --demo."
+        )
+    return upstream
+
+
+def demo_notice(settings: Settings) -> str:
+    """The one line that says who answers, and how to have a real model."""
+    return (
+        "The scripted demo model answers, no language model; for a real one set ANTHROPIC_API_KEY or "
+        f"CLAUDE_CODE_OAUTH_TOKEN in the environment or in {settings.home / '.env'}."
+    )
+
+
+def _guarded(action: Callable[[], Any]) -> int:
+    """Run it; what a user can mend is one sentence, never a traceback."""
+    try:
+        return asyncio.run(action())
+    except (CannotStart, ControlError, SettingsError, StoreError) as error:
+        return complain(str(error))
+    except ConnectionError:
+        return complain("The service has stopped.")
+    except BrokenPipeError:
+        return 1
+    except asyncio.CancelledError:
+        return 143
+    except OSError as error:
+        with contextlib.suppress(Exception):
+            return complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+        return 1

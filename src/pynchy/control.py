@@ -1,0 +1,231 @@
+"""The door to a running service: a UNIX socket in PYNCHY_HOME that only its owner can open.
+
+Each connection carries one operation. Both sides send lines of JSON; the client's first line names the
+operation. The command line is the client.
+
+    hello                  -> {"event": "hello", "demo", "pid", "version"}
+    ask {group, text}      -> text events, then {"event": "settled", "error"}
+    chat {group}           -> text events for as long as the client stays; its lines {"say": TEXT} go in
+    plugins                -> {"event": "plugins", "records"}
+
+Where an operation cannot be done the answer is {"event": "error", "message"}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from pynchy import __version__
+from pynchy.channels.terminal import TerminalChannel
+
+log = structlog.get_logger(__name__)
+
+_MAX_LINE = 4 * 1024 * 1024
+#: sockaddr_un holds 108 bytes on Linux and 104 on macOS, with the final zero.
+_MAX_PATH = 103
+
+
+class ControlError(Exception):
+    """The door cannot be opened, or what was asked through it cannot be done; one sentence says why."""
+
+
+class Peer:
+    """One end of a connection: lines of JSON each way."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, **message: Any) -> None:
+        """Send one message; ConnectionError where the other side is gone."""
+        if self._writer.is_closing():
+            raise ConnectionResetError("the other side has closed")
+        self._writer.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
+        await self._writer.drain()
+
+    async def receive(self) -> dict[str, Any] | None:
+        """The next message, None at the end; ControlError for what is none."""
+        try:
+            line = await self._reader.readline()
+        except ConnectionError:
+            return None
+        except ValueError:
+            raise ControlError(f"a message longer than {_MAX_LINE} bytes") from None
+        if not line.endswith(b"\n"):
+            return None
+        try:
+            message = json.loads(line)
+        except ValueError:
+            raise ControlError("a message that is not JSON") from None
+        if not isinstance(message, dict):
+            raise ControlError("a message that is no JSON object")
+        return message
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+        with contextlib.suppress(ConnectionError, OSError):
+            await self._writer.wait_closed()
+
+
+class Behind(Protocol):
+    """The service behind the door."""
+
+    demo: bool
+    terminal: TerminalChannel
+
+    async def group_jid(self, folder: str) -> str:
+        """The chat of a group by its folder; ControlError that lists the groups where there is none."""
+        ...
+
+    async def say(self, jid: str, text: str) -> int:
+        """Store a message from the terminal and return its row id; ControlError where it is empty."""
+        ...
+
+    async def settlement(self, row_id: int) -> str | None:
+        """Wait until a message is done or failed: None, or why it failed."""
+        ...
+
+    async def flush_outbox(self) -> None:
+        """Send everything that can be sent now."""
+        ...
+
+    def plugin_records(self) -> list[dict[str, Any]]:
+        """What discovery found."""
+        ...
+
+
+class ControlServer:
+    """Serves the socket at `path` for a service."""
+
+    def __init__(self, path: Path, service: Behind) -> None:
+        self._path = path
+        self._service = service
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Event()
+        self._free.set()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Listen; at the end every connection is closed and the socket is gone."""
+        check_path(self._path)
+        self._path.unlink(missing_ok=True)  # left by a service that was killed; its lock is ours now
+        mask = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(self._accept, str(self._path), limit=_MAX_LINE)
+        finally:
+            os.umask(mask)
+        try:
+            yield
+        finally:
+            server.close()
+            self._path.unlink(missing_ok=True)
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def unused(self) -> None:
+        """Return once nobody is connected."""
+        await self._free.wait()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(Peer(reader, writer)))
+        self._tasks.add(task)
+        self._free.clear()
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._free.set()
+
+    async def _serve(self, peer: Peer) -> None:
+        try:
+            request = await peer.receive()
+            if request is not None:
+                await self._operation(request)(peer, request)
+        except ControlError as error:
+            with contextlib.suppress(ConnectionError):
+                await peer.send(event="error", message=str(error))
+        except ConnectionError:
+            pass
+        except Exception:
+            log.exception("an operation through the control socket failed")
+        finally:
+            await peer.close()
+
+    def _operation(self, request: dict[str, Any]) -> Callable[[Peer, dict[str, Any]], Awaitable[None]]:
+        operations = {"hello": self._hello, "ask": self._ask, "chat": self._chat, "plugins": self._plugins}
+        name = request.get("op")
+        if name not in operations:
+            raise ControlError(f"this service knows no operation {name!r}; is it of another version?")
+        return operations[name]
+
+    async def _hello(self, peer: Peer, request: dict[str, Any]) -> None:
+        await peer.send(event="hello", demo=self._service.demo, pid=os.getpid(), version=__version__)
+
+    async def _plugins(self, peer: Peer, request: dict[str, Any]) -> None:
+        await peer.send(event="plugins", records=self._service.plugin_records())
+
+    async def _ask(self, peer: Peer, request: dict[str, Any]) -> None:
+        jid = await self._service.group_jid(str(request.get("group")))
+        earlier = True
+
+        async def show(text: str) -> None:
+            await peer.send(event="text", text=text, earlier=earlier)
+
+        with self._service.terminal.attached(jid, show):
+            await self._service.flush_outbox()  # what waited for a terminal is not part of this answer
+            earlier = False
+            row_id = await self._service.say(jid, str(request.get("text")))
+            settling = asyncio.ensure_future(self._service.settlement(row_id))
+            leaving = asyncio.ensure_future(peer.receive())
+            try:
+                await asyncio.wait({settling, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if settling.done():
+                    await self._service.flush_outbox()
+                    await peer.send(event="settled", error=settling.result())
+            finally:
+                settling.cancel()
+                leaving.cancel()
+
+    async def _chat(self, peer: Peer, request: dict[str, Any]) -> None:
+        jid = await self._service.group_jid(str(request.get("group")))
+
+        async def show(text: str) -> None:
+            await peer.send(event="text", text=text)
+
+        with self._service.terminal.attached(jid, show):
+            await self._service.flush_outbox()
+            while (line := await peer.receive()) is not None:
+                try:
+                    await self._service.say(jid, str(line.get("say", "")))
+                except ControlError as error:
+                    await peer.send(event="refused", message=str(error))
+
+
+async def connect(path: Path) -> Peer | None:
+    """Connect to the service at `path`; None where none listens."""
+    check_path(path)
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path), limit=_MAX_LINE)
+    except (FileNotFoundError, ConnectionError):
+        return None
+    except OSError as error:
+        raise ControlError(f"cannot open {path}: {error.strerror or error}") from None
+    return Peer(reader, writer)
+
+
+def check_path(path: Path) -> None:
+    """Raise ControlError where the path is longer than a socket's may be."""
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise ControlError(f"the path {path} is too long for a socket: set PYNCHY_HOME to a shorter one")
