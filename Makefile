@@ -12,9 +12,9 @@ PYTHON ?= python3
 # --- the environment ------------------------------------------------------------------------------
 
 manifests := pyproject.toml $(wildcard plugins/*/pyproject.toml examples/*/pyproject.toml)
-editable := $(patsubst %,--editable ./%,$(patsubst %/,%,$(dir $(manifests))))
+packages := $(patsubst %/pyproject.toml,%,$(manifests:%=./%))
 
-# As a user would have installed it: whatever the shell has exported must not lead elsewhere.
+# Without --python, uv would follow the shell's VIRTUAL_ENV.
 install = .venv/bin/uv pip install --quiet --no-config --python .venv/bin/python
 
 # A .venv knows by its absolute path where it is, and by its Python where its packages are. Of one that
@@ -29,18 +29,13 @@ usable := $(shell [ -x .venv/bin/uv ] && [ -x .venv/bin/python ] && \
 		echo "There is no '$(PYTHON)': install Python 3.11 or newer, or name one, as in 'make run PYTHON=python3.12'." >&2; \
 		exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Pynchy needs Python 3.11 or newer, and %s is %d.%d: name a newer one, as in \"make run PYTHON=python3.12\"." % ((sys.argv[1],) + sys.version_info[:2]))' "$(PYTHON)"
+	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { \
+		echo "'$(PYTHON)' cannot make virtual environments: on Debian and Ubuntu, run 'sudo apt-get install python3-venv' and try again." >&2; \
+		exit 1; }
 	@[ ! -e .venv ] || echo "Replacing .venv, which is unfinished, or was made for another place or Python ..."
 	@rm -rf .venv
 	@echo "Making .venv ..."
-	@said=$$("$(PYTHON)" -m venv .venv 2>&1) || { \
-		rm -rf .venv; \
-		if "$(PYTHON)" -c 'import ensurepip' 2>/dev/null; then \
-			printf '%s\n' "$$said" >&2; \
-			echo "'$(PYTHON) -m venv' failed; the lines above say why." >&2; \
-		else \
-			echo "This Python cannot make virtual environments: on Debian and Ubuntu, run 'sudo apt-get install python3-venv' and try again." >&2; \
-		fi; \
-		exit 1; }
+	@"$(PYTHON)" -m venv .venv
 	@awk '/^[^ ]/ { mine = /^uv==/ } mine' requirements/host.lock >.venv/uv.txt
 	@PIP_USER=0 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
 		--require-hashes --no-deps --only-binary :all: --requirement .venv/uv.txt
@@ -51,7 +46,7 @@ usable := $(shell [ -x .venv/bin/uv ] && [ -x .venv/bin/python ] && \
 .venv/.stamp-host: .venv/.stamp-venv requirements/host.lock $(manifests)
 	@echo "Installing Pynchy and the $$(grep -c '^[^ #].*==' requirements/host.lock) packages of requirements/host.lock ..."
 	@$(install) --require-hashes --requirement requirements/host.lock
-	@$(install) --no-deps --no-build-isolation $(editable)
+	@$(install) --no-deps --no-build-isolation $(packages:%=--editable %)
 	@touch $@
 
 .venv/.stamp-dev: .venv/.stamp-host requirements/dev.lock
@@ -76,13 +71,11 @@ test: .venv/.stamp-dev agent-env ## run the tests
 	@.venv/bin/python -m pytest $(ARGS)
 
 # Pyright runs on the node that is pinned with it, and asks nobody whether there is a newer one.
-check: export PYRIGHT_PYTHON_GLOBAL_NODE = 0
-check: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 check: .venv/.stamp-dev ## lint, check the formatting and the types
 	@failed=0; \
 	.venv/bin/ruff check . || failed=1; \
 	.venv/bin/ruff format --check . || failed=1; \
-	.venv/bin/pyright || failed=1; \
+	PYRIGHT_PYTHON_GLOBAL_NODE=0 PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright || failed=1; \
 	exit $$failed
 
 bench: .venv/.stamp-dev ## measure speed and memory
@@ -97,22 +90,25 @@ image: ## build the agent's image with Docker
 	@container/build.sh $(ARGS)
 
 # The agent's set comes first and binds the other two, since host and agent share code; the host's binds
-# the developers'. The groups go through a pipe: uv reads none from a project that it does not manage.
+# the developers'. The checkout's packages stand for what they depend on: they are installed from here,
+# never fetched. The development group is read by hand, because uv reads none from a project that it
+# does not manage.
 compile = .venv/bin/uv pip compile --quiet --no-config --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links $(ARGS)
-ours = $(patsubst %,--no-emit-package %,pynchy $(notdir $(patsubst %/,%,$(dir $(filter-out pyproject.toml,$(manifests))))))
-dev_group = import sys, tomllib; print(*tomllib.load(sys.stdin.buffer)["dependency-groups"]["dev"], sep="\n")
+unnamed = $(patsubst %,--no-emit-package %,pynchy $(notdir $(filter-out .,$(packages))))
+dev_group = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
 
 lock: .venv/.stamp-venv ## pin what the pyprojects ask for (ARGS=--upgrade: newest versions)
+	@printf '%s\n' $(packages) >.venv/checkout.in
+	@.venv/bin/python -c '$(dev_group)' >.venv/dev.in
 	@echo "Resolving container/requirements/agent.lock ..."
 	@$(compile) container/agent_runner/pyproject.toml --output-file container/requirements/agent.lock
 	@echo "Resolving requirements/host.lock ..."
-	@$(compile) $(ours) --constraints container/requirements/agent.lock requirements/host.in \
-		--output-file requirements/host.lock
+	@$(compile) $(unnamed) --constraints container/requirements/agent.lock \
+		.venv/checkout.in requirements/build.in --output-file requirements/host.lock
 	@echo "Resolving requirements/dev.lock ..."
-	@.venv/bin/python -c '$(dev_group)' <pyproject.toml >.venv/dev-group.txt
-	@$(compile) $(ours) --constraints container/requirements/agent.lock --constraints requirements/host.lock \
-		requirements/host.in - <.venv/dev-group.txt --output-file requirements/dev.lock
+	@$(compile) $(unnamed) --constraints container/requirements/agent.lock --constraints requirements/host.lock \
+		.venv/checkout.in requirements/build.in .venv/dev.in --output-file requirements/dev.lock
 
 clean: ## remove .venv and every cache in the checkout
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

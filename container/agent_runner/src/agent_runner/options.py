@@ -52,7 +52,13 @@ def build_options(
     return ClaudeAgentOptions(
         cwd=WORKSPACE / "group",
         model=given.model,
-        system_prompt={"type": "preset", "preset": "claude_code", "append": _system_prompt(given)},
+        # Not the prompt that a resumed session was begun with: the memory in it has changed since.
+        system_prompt={
+            "type": "preset",
+            "preset": "claude_code",
+            "append": _system_prompt(given),
+            "snapshot": False,
+        },
         mcp_servers=servers,
         strict_mcp_config=True,
         allowed_tools=[f"{tool_prefix(name)}*" for name in servers],

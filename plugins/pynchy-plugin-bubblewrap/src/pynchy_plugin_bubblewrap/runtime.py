@@ -57,7 +57,6 @@ class BubblewrapRuntime:
 
     def check_image(self, image: str) -> None:
         """Raise RuntimeUnavailable, with the command that makes it, when the agent's environment is missing."""
-        self.ensure_running()
         self._environment.check()
 
     def build_image(self, image: str) -> None:

@@ -1,0 +1,101 @@
+"""An agent that misbehaves, started in the place of a container: `python rogue.py KIND`.
+
+It speaks the wire by hand, so that it can also break it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+INPUT = sys.stdin.buffer
+OUTPUT = sys.stdout.buffer
+
+
+def read_frame() -> tuple[dict[str, Any], bytes] | None:
+    """The next frame from the host."""
+    line = INPUT.readline()
+    if not line:
+        return None
+    head = json.loads(line)
+    return head, INPUT.read(head.get("bytes", 0))
+
+
+def send(frame_type: str, body: Any = None, **fields: Any) -> None:
+    """A frame to the host."""
+    data = b"" if body is None else json.dumps(body).encode()
+    head = {"type": frame_type, **fields, **({"bytes": len(data)} if data else {})}
+    OUTPUT.write(json.dumps(head).encode() + b"\n" + data)
+    OUTPUT.flush()
+
+
+def ready() -> None:
+    """What an agent says once it is up."""
+    send("ready", {"mcp_servers": []}, session="5a1efb2e-eae2-40e6-bfea-50b4ec022edb")
+
+
+def result(ids: list[int], text: Any = "an answer") -> None:
+    """An answer to these messages."""
+    send("result", {"ids": ids, "text": text, "session_id": None, "error": None, "tools_used": False}, id="r")
+
+
+def main(kind: str) -> None:
+    """Be an agent of this kind."""
+    if kind == "exits-before-ready":
+        sys.exit("could not find its own feet")
+    first = read_frame()
+    assert first is not None
+    ids = first[0]["ids"]
+    if kind == "never-ready":
+        time.sleep(600)
+    ready()
+    if kind == "exits-mid-answer":
+        sys.exit(3)
+    if kind == "exits-after-a-tool":
+        send("progress", tool="Bash")
+        sys.exit(3)
+    if kind == "never-answers":
+        time.sleep(600)
+    if kind == "writes-garbage":
+        OUTPUT.write(b"Traceback (most recent call last):\n" * 10_000)
+        OUTPUT.flush()
+        time.sleep(600)
+    if kind == "writes-an-endless-line":
+        for _ in range(100):
+            OUTPUT.write(b"x" * 1_000_000)
+        OUTPUT.flush()
+        time.sleep(600)
+    if kind == "answers-for-others":
+        result([ids[0] + 1])
+        time.sleep(600)
+    if kind == "sends-a-wrong-type":
+        result(ids, {"not": "text"})
+        time.sleep(600)
+    if kind == "asks-for-the-moon":
+        send("request", {"text": "hi", "jid": "terminal:other"}, id=1, name="send_message")
+        send("request", {}, id=2, name="format_disk")
+        send("http.request", id=3, method="GET", target="/v1/files", headers=[])
+        answers = []
+        while len(answers) < 3:
+            frame = read_frame()
+            assert frame is not None
+            if frame[0]["type"] in ("reply", "http.data"):
+                answers.append(frame[1].decode())
+        result(ids, "\n".join(sorted(answers)))
+    if kind == "floods":
+        for number in range(20_000):
+            send("log", text=f"line {number} " + "x" * 1000)
+        result(ids, "done")
+    if kind == "answers":
+        result(ids)
+    while frame := read_frame():
+        if frame[0]["type"] == "message":
+            result(frame[0]["ids"], frame[1].decode())
+        elif frame[0]["type"] == "close":
+            return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

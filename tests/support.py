@@ -1,0 +1,105 @@
+"""Helpers of the tests: the runtimes that run here, a chat, and the command line as a person uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from pynchy.app import Service
+from pynchy.plugin import ContainerRuntime, RuntimeUnavailable
+from pynchy.runtime import DockerRuntime, agent_image
+
+REPOSITORY = Path(__file__).parents[1]
+#: What the services of the tests have for a model credential; it must not be found inside a container.
+CREDENTIAL = "sk-ant-test-0123456789-must-stay-outside"
+
+StartService = Callable[..., AbstractAsyncContextManager[Service]]
+
+
+def missing(what: str, reason: str) -> None:
+    """Skip, or fail where PYNCHY_REQUIRE lists what is missing."""
+    if what in os.environ.get("PYNCHY_REQUIRE", "").split(","):
+        pytest.fail(f"{what} is required and missing: {reason}")
+    pytest.skip(f"{what}: {reason}")
+
+
+def docker_runtime() -> DockerRuntime:
+    """Docker with an agent image, or a skip."""
+    runtime = DockerRuntime()
+    try:
+        runtime.check_image(agent_image())
+    except RuntimeUnavailable as error:
+        missing("docker", str(error))
+    return runtime
+
+
+def bubblewrap_runtime() -> ContainerRuntime:
+    """Bubblewrap with the agent's environment, or a skip."""
+    from pynchy_plugin_bubblewrap.runtime import BubblewrapRuntime
+
+    runtime = BubblewrapRuntime()
+    try:
+        runtime.ensure_running()
+        runtime.check_image("")
+    except RuntimeUnavailable as error:
+        missing("bubblewrap", str(error))
+    return runtime
+
+
+RUNTIMES: dict[str, Callable[[], ContainerRuntime]] = {"docker": docker_runtime, "bubblewrap": bubblewrap_runtime}
+
+
+def pynchy(*args: str, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a person would, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pynchy", *args],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def without_docker(tmp_path: Path) -> dict[str, str]:
+    """An environment whose PATH has everything but a docker."""
+    directory = tmp_path / "path-without-docker"
+    directory.mkdir()
+    for entry in os.environ["PATH"].split(os.pathsep):
+        for program in Path(entry).iterdir() if Path(entry).is_dir() else ():
+            link = directory / program.name
+            if program.name != "docker" and not link.is_symlink() and shutil.which(program.name):
+                link.symlink_to(program)
+    return {"PATH": str(directory)}
+
+
+class Chat:
+    """A terminal attached to the main group."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.texts: asyncio.Queue[str] = asyncio.Queue()
+
+    async def say(self, text: str) -> str | None:
+        """Send a message and wait until it is settled; returns why it failed."""
+        jid = await self.service.group_jid("main")
+        with self.service.terminal.attached(jid, self.texts.put):
+            await self.service.flush_outbox()
+            row_id = await self.service.say(jid, text)
+            error = await self.service.settlement(row_id)
+            await self.service.flush_outbox()
+        return error
+
+    async def ask(self, text: str) -> str:
+        """Send a message and return its one answer."""
+        assert await self.say(text) is None
+        return self.texts.get_nowait()

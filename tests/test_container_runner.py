@@ -1,0 +1,200 @@
+"""One run of one agent, against agents that keep to the wire and agents that do not."""
+
+from __future__ import annotations
+
+import resource
+import sqlite3
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Chat, StartService
+
+from pynchy.container_runner import AgentFailed, AgentRun, Limits
+from pynchy.plugin import RuntimeUnavailable
+from pynchy.types import ContainerInput, RunSpec, VolumeMount
+
+pytestmark = pytest.mark.anyio
+
+ROGUE = Path(__file__).parent / "rogue.py"
+
+
+class RogueRuntime:
+    """A runtime of the plan's five members alone, whose containers are rogue.py processes."""
+
+    name = "rogue"
+    cli = sys.executable
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def ensure_running(self) -> None:
+        """Always."""
+
+    def list_running_containers(self, prefix: str = "pynchy-") -> list[str]:
+        """None that outlive their client."""
+        return []
+
+    def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
+        """The arguments of the process."""
+        return [str(ROGUE), self.kind]
+
+
+class NoHost:
+    """A host that nothing may be asked of."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the agent reached {name}")
+
+
+def agent(kind: str, limits: Limits = Limits(start=20, answer=20, close=5)) -> AgentRun:
+    """A run of a rogue agent."""
+    spec = RunSpec((), "pynchy-test", "no-image")
+    return AgentRun(RogueRuntime(kind), spec, NoHost(), limits)
+
+
+@pytest.fixture
+async def given() -> AsyncIterator[ContainerInput]:
+    """Any first message."""
+    yield ContainerInput(prompt="hello", group_folder="main", chat_jid="terminal:main")
+
+
+async def test_an_answer_comes_back_with_its_ids_and_the_agent_can_go_on(given: ContainerInput) -> None:
+    run = agent("answers")
+    output = await run.start(given, (7, 8))
+    assert (output.ids, output.text) == ((7, 8), "an answer")
+    long_text = "ä" * 500_000
+    assert (await run.answer(long_text, (9,))).text == long_text
+    assert run.alive
+    await run.close()
+    assert not run.alive
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("exits-before-ready", "exit code 1 before it was ready: could not find its own feet"),
+        ("exits-mid-answer", "ended with exit code 3"),
+        ("writes-garbage", "broke the protocol: not a frame"),
+        ("writes-an-endless-line", "broke the protocol: a line longer than 64 KiB"),
+        ("answers-for-others", "a result for messages that were not asked"),
+        ("sends-a-wrong-type", "a result whose text is no text"),
+    ],
+)
+async def test_an_agent_that_fails_is_ended_and_the_reason_says_how(
+    kind: str, words: str, given: ContainerInput
+) -> None:
+    run = agent(kind)
+    with pytest.raises(AgentFailed, match=words) as failure:
+        await run.start(given, (1,))
+    assert not failure.value.tools_used
+    assert not run.alive
+    await run.kill()
+
+
+async def test_an_endless_line_takes_no_memory(given: ContainerInput) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = agent("writes-an-endless-line")
+    with pytest.raises(AgentFailed):
+        await run.start(given, (1,))
+    await run.kill()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # KiB, of 100,000 sent
+
+
+async def test_a_failure_after_a_tool_ran_says_that_it_may_have_acted(given: ContainerInput) -> None:
+    run = agent("exits-after-a-tool")
+    with pytest.raises(AgentFailed) as failure:
+        await run.start(given, (1,))
+    assert failure.value.tools_used
+    await run.kill()
+
+
+async def test_an_agent_that_is_never_ready_is_given_up_after_the_start_limit(given: ContainerInput) -> None:
+    run = agent("never-ready", Limits(start=0.3, answer=60, close=5))
+    began = time.monotonic()
+    with pytest.raises(AgentFailed, match="not ready within"):
+        await run.start(given, (1,))
+    assert time.monotonic() - began < 20
+    assert not run.alive
+
+
+async def test_an_agent_that_never_answers_is_given_up_after_the_hard_limit(given: ContainerInput) -> None:
+    run = agent("never-answers", Limits(start=20, answer=1, close=5))
+    with pytest.raises(AgentFailed, match="no answer within 1 s"):
+        await run.start(given, (1,))
+    assert not run.alive
+
+
+async def test_a_flood_of_frames_is_drained(given: ContainerInput) -> None:
+    run = agent("floods")
+    assert (await run.start(given, (1,))).text == "done"
+    await run.close()
+
+
+async def test_a_runtime_that_cannot_be_started_is_a_failure_not_a_crash(given: ContainerInput) -> None:
+    run = agent("answers")
+    run._runtime.cli = "/nonexistent/runtime"
+    with pytest.raises(AgentFailed, match="could not be started"):
+        await run.start(given, (1,))
+    await run.kill()
+
+
+async def test_a_missing_image_is_named_with_the_command_that_builds_it(given: ContainerInput) -> None:
+    class WithoutImage(RogueRuntime):
+        def check_image(self, image: str) -> None:
+            raise RuntimeUnavailable(f"the agent image {image} is missing", "build it with `pynchy image build`")
+
+    run = AgentRun(WithoutImage("exits-before-ready"), RunSpec((), "x", "no-image"), NoHost(), Limits())
+    with pytest.raises(AgentFailed, match="no-image is missing; build it with `pynchy image build`"):
+        await run.start(given, (1,))
+    await run.kill()
+
+
+# --- the same through the whole host --------------------------------------------------------------------------
+
+
+async def test_a_failure_becomes_a_notice_in_the_chat_and_the_message_is_failed(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    async with start_service(RogueRuntime("writes-garbage")) as service:
+        chat = Chat(service)
+        error = await chat.say("hello")
+        notice = chat.texts.get_nowait()
+    assert error is not None
+    assert "broke the protocol" in error
+    assert notice.startswith("I could not answer: it broke the protocol")
+    assert notice.endswith("Nothing was done. Send it again to have me try again.")
+    with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
+        assert db.execute("SELECT content, state FROM messages").fetchall() == [("hello", "failed")]
+
+
+async def test_after_a_tool_ran_the_notice_says_so(start_service: StartService) -> None:
+    async with start_service(RogueRuntime("exits-after-a-tool")) as service:
+        chat = Chat(service)
+        await chat.say("hello")
+        assert chat.texts.get_nowait().endswith("look before you ask again.")
+
+
+async def test_what_an_agent_may_not_ask_is_refused_and_changes_nothing(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    async with start_service(RogueRuntime("asks-for-the-moon")) as service:
+        answers = (await Chat(service).ask("hello")).splitlines()
+    assert answers == [
+        '"send_message takes one argument, `text`, a string"',
+        "\"there is no host tool 'format_disk'\"",
+        '{"type": "error", "error": {"type": "not_found_error", '
+        '"message": "GET /v1/files does not leave this container"}}',
+    ]
+    with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
+        assert db.execute("SELECT DISTINCT chat_jid FROM outbox").fetchall() == [("terminal:main",)]
+
+
+async def test_a_message_under_way_at_shutdown_is_answered_by_the_next_start(start_service: StartService) -> None:
+    async with start_service(RogueRuntime("never-answers")) as service:
+        row_id = await service.say(await service.group_jid("main"), "do not lose me")
+    async with start_service(RogueRuntime("answers")) as service:
+        assert await service.settlement(row_id) is None

@@ -1,0 +1,168 @@
+"""A message in, a contained Claude agent, a reply out: with the real SDK, on each runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from support import CREDENTIAL, Chat, StartService
+
+from pynchy.plugin import ContainerRuntime, PluginRegistry
+from pynchy.testing import ScriptedModel
+from pynchy_plugin_hello import HelloPlugin
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_message_is_answered_and_the_next_one_by_the_same_agent(
+    runtime: ContainerRuntime, start_service: StartService
+) -> None:
+    async with start_service(runtime) as service:
+        chat = Chat(service)
+        assert await chat.ask("hello <there> & \"you\"") == 'You said: hello <there> & "you"'
+        first = runtime.list_running_containers()
+        assert await chat.ask("again") == "You said: again"
+        assert len(first) == 1
+        assert runtime.list_running_containers() == first
+    assert runtime.list_running_containers() == []
+
+
+async def test_the_tool_of_an_mcp_plugin_answers(runtime: ContainerRuntime, start_service: StartService) -> None:
+    async with start_service(runtime, PluginRegistry(mcp_servers=[HelloPlugin()])) as service:
+        answer = await Chat(service).ask('/tool mcp__hello__greet {"name": "Ada"}')
+    assert answer == "Hello, Ada! This greeting was made inside the agent's container."
+
+
+async def test_send_message_goes_out_before_the_answer(
+    runtime: ContainerRuntime, start_service: StartService
+) -> None:
+    async with start_service(runtime) as service:
+        chat = Chat(service)
+        assert await chat.say('/tool mcp__pynchy__send_message {"text": "on it <internal>hm</internal>"}') is None
+        assert [chat.texts.get_nowait(), chat.texts.get_nowait()] == ["on it", "Message sent."]
+
+
+async def test_a_conversation_is_resumed_by_the_next_start(
+    runtime: ContainerRuntime, start_service: StartService, model: ScriptedModel
+) -> None:
+    async with start_service(runtime) as service:
+        await Chat(service).ask("my name is Ada")
+    async with start_service(runtime) as service:
+        await Chat(service).ask("what is my name?")
+    conversation = json.dumps(json.loads(model.requests[-1].body)["messages"])
+    assert "my name is Ada" in conversation
+    assert "You said: my name is Ada" in conversation
+
+
+async def test_what_the_agent_writes_stays_in_its_folder_and_its_memory_is_read_back(
+    runtime: ContainerRuntime, start_service: StartService, model: ScriptedModel, tmp_path: Path
+) -> None:
+    async with start_service(runtime) as service:
+        command = "echo 'Ada likes tea.' > CLAUDE.md; pwd; ls -A"
+        answer = await Chat(service).ask(f"/tool Bash {json.dumps({'command': command})}")
+    assert answer.split() == ["/workspace/group", "CLAUDE.md"]
+    assert (tmp_path / "home/groups/main/CLAUDE.md").read_text() == "Ada likes tea.\n"
+    async with start_service(runtime) as service:
+        await Chat(service).ask("hi")
+    assert "Ada likes tea." in json.dumps(json.loads(model.requests[-1].body)["system"])
+
+
+#: Reads every environment and every file there is inside, and prints the paths where the needle is found.
+_SEARCH = r"""
+import os, re, stat
+needle = "@".join(["sk", "ant", "test"]).replace("@", "-").encode() + b"-0123456789"
+found, read = [], 0
+def look(path):
+    global read
+    try:
+        with open(path, "rb") as file:
+            tail = b""
+            while chunk := file.read(1 << 20):
+                read += len(chunk)
+                if needle in tail + chunk:
+                    found.append(path)
+                    return
+                tail = chunk[-64:]
+    except OSError:
+        pass
+for entry in os.listdir("/proc"):
+    if entry.isdigit():
+        for name in ("environ", "cmdline"):
+            look(f"/proc/{entry}/{name}")
+for top, directories, files in os.walk("/"):
+    directories[:] = [d for d in directories if os.path.join(top, d) not in ("/proc", "/sys", "/usr/share")]
+    for name in files:
+        path = os.path.join(top, name)
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
+            continue
+        if stat.S_ISREG(mode) and not path.endswith("/_bundled/claude"):
+            look(path)
+print(read > 1_000_000, found)
+"""
+
+
+async def test_the_credential_is_nowhere_inside(
+    runtime: ContainerRuntime,
+    start_service: StartService,
+    model: ScriptedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", CREDENTIAL)  # as it is in the environment of a real service
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".env").write_text(f"CLAUDE_CODE_OAUTH_TOKEN={CREDENTIAL}\n")
+    async with start_service(runtime) as service:
+        chat = Chat(service)
+        await chat.ask("hello")
+        (home / "groups/main/search.py").write_text(_SEARCH)
+        os.chmod(home / "groups/main/search.py", 0o644)
+        command = json.dumps({"command": "python3 search.py", "timeout": 100000})
+        answer = await chat.ask(f"/tool Bash {command}")
+    assert answer == "True []"
+    assert model.requests[-1].header("x-api-key") == CREDENTIAL
+
+
+_KNOCK = r"""
+import socket, sys
+for address in (("127.0.0.1", int(sys.argv[1])), ("192.0.2.1", 80), ("172.17.0.1", 22)):
+    with socket.socket() as knock:
+        knock.settimeout(2)
+        try:
+            knock.connect(address)
+            print("reached", address)
+        except OSError:
+            print("unreachable")
+"""
+
+
+async def test_there_is_no_network_inside(
+    runtime: ContainerRuntime, start_service: StartService, model: ScriptedModel, tmp_path: Path
+) -> None:
+    host_port = model.base_url.rsplit(":", 1)[1]
+    async with start_service(runtime) as service:
+        chat = Chat(service)
+        await chat.ask("hello")
+        (tmp_path / "home/groups/main/knock.py").write_text(_KNOCK)
+        (tmp_path / "home/groups/main/knock.py").chmod(0o644)
+        answer = await chat.ask(f"/tool Bash {json.dumps({'command': f'python3 knock.py {host_port}'})}")
+    assert answer.split() == ["unreachable"] * 3
+
+
+async def test_only_the_groups_own_folder_can_be_written(
+    runtime: ContainerRuntime, start_service: StartService
+) -> None:
+    command = (
+        "for d in / /usr /etc /opt/pynchy /opt/agent-env /workspace /workspace/plugins/hello/pynchy_plugin_hello "
+        "/workspace/group; do touch $d/x 2>/dev/null && echo $d; done; id -u; "
+        "grep -h -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status"
+    )
+    async with start_service(runtime, PluginRegistry(mcp_servers=[HelloPlugin()])) as service:
+        answer = (await Chat(service).ask(f"/tool Bash {json.dumps({'command': command})}")).split()
+    assert answer[0] == "/workspace/group"
+    assert answer[1] == str(60999 if os.geteuid() == 0 else os.geteuid())
+    assert answer[2:] == ["CapEff:", "0" * 16, "CapBnd:", *answer[5:6], "NoNewPrivs:", "1"]
