@@ -1,6 +1,6 @@
 """An agent that misbehaves, started in the place of a container: `python rogue.py KIND`.
 
-It speaks the wire by hand, so that it can also break it.
+It reads the wire by hand and writes it as it pleases.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ import sys
 import time
 from typing import Any
 
+from pynchy.wire import Frame, encode
+
 INPUT = sys.stdin.buffer
 OUTPUT = sys.stdout.buffer
 
 
 def read_frame() -> tuple[dict[str, Any], bytes] | None:
     """The next frame from the host."""
-    line = INPUT.readline()
-    if not line:
-        return None
-    head = json.loads(line)
-    return head, INPUT.read(head.get("bytes", 0))
+    body = b""
+    while line := INPUT.readline():
+        head = json.loads(line)
+        body += INPUT.read(head.get("bytes", 0))
+        if not head.get("more"):
+            return head, body
+    return None
 
 
 def send(frame_type: str, body: Any = None, **fields: Any) -> None:
     """A frame to the host."""
     data = b"" if body is None else json.dumps(body).encode()
-    head = {"type": frame_type, **fields, **({"bytes": len(data)} if data else {})}
-    OUTPUT.write(json.dumps(head).encode() + b"\n" + data)
+    OUTPUT.writelines(encode(Frame(frame_type, fields, data)))
     OUTPUT.flush()
 
 

@@ -56,10 +56,10 @@ class ChosenRuntime:
     warning: str = ""
 
 
-def choose_runtime(registry: PluginRegistry, demo: bool) -> ChosenRuntime:
-    """The runtime for this machine, known to be able to start an agent; CannotStart where there is none.
+def choose_runtime(registry: PluginRegistry, *, sandbox_optional: bool) -> ChosenRuntime:
+    """The runtime for this machine, with its daemon running; CannotStart where there is none.
 
-    Only a demo may do without a sandbox, and only where none can start at all.
+    Only a demo at the terminal may do without a sandbox, and only where none can start at all.
     """
     try:
         runtime = get_runtime(registry)
@@ -69,7 +69,7 @@ def choose_runtime(registry: PluginRegistry, demo: bool) -> ChosenRuntime:
     try:
         runtime.ensure_running()
     except RuntimeUnavailable as error:
-        if not demo or os.environ.get("CONTAINER_RUNTIME", "").strip():
+        if not sandbox_optional or os.environ.get("CONTAINER_RUNTIME", "").strip():
             raise CannotStart(f"No sandbox for the agent: {error}.") from None
         from pynchy.testing import ProcessRuntime
 
@@ -91,7 +91,10 @@ def home_lock(home: Path) -> Iterator[None]:
         make_private(home)
         descriptor = os.open(home / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise CannotStart(f"PYNCHY_HOME {home} cannot be used: {error.strerror or error}.") from None
+        raise CannotStart(
+            f"PYNCHY_HOME {home} cannot be used ({error.strerror or error}): make it a directory of yours, "
+            f"or set another."
+        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

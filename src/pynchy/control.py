@@ -218,7 +218,7 @@ async def connect(path: Path) -> Peer | None:
     check_path(path)
     try:
         reader, writer = await asyncio.open_unix_connection(str(path), limit=_MAX_LINE)
-    except (FileNotFoundError, ConnectionError):
+    except (FileNotFoundError, NotADirectoryError, ConnectionError):
         return None
     except OSError as error:
         raise ControlError(f"cannot open {path}: {error.strerror or error}") from None

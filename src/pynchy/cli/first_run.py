@@ -24,7 +24,7 @@ def main() -> int:
     configure_logging("error")
     try:
         demo = not load_settings().has_model
-        chosen = choose_runtime(discover_plugins(), demo)
+        chosen = choose_runtime(discover_plugins(), sandbox_optional=demo)
         build_for(chosen.runtime, if_missing=True)
     except (CannotStart, SettingsError) as error:
         return complain(str(error))

@@ -41,7 +41,7 @@ def run_service(demo: bool) -> int:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with own_service(settings, demo):
+        async with own_service(settings, demo, at_terminal=False):
             tell("pynchy is ready; `pynchy chat` talks to it, Ctrl-C stops it.")
             await stop.wait()
             tell("pynchy is stopping.")
@@ -131,7 +131,7 @@ async def _reach(demo: bool, talk: Talk) -> int:
             await _same_model(peer, demo)
             return await talk(door)
         try:
-            async with own_service(settings, demo) as service:
+            async with own_service(settings, demo, at_terminal=True) as service:
                 code = await talk(door)
                 await service.door.unused()  # another command may be using it by now
                 return code
@@ -156,12 +156,15 @@ async def _same_model(peer: Peer, demo: bool) -> None:
 
 
 @asynccontextmanager
-async def own_service(settings: Settings, demo: bool) -> AsyncIterator[Service]:
-    """A service in this process. CannotStart says what is missing."""
+async def own_service(settings: Settings, demo: bool, *, at_terminal: bool) -> AsyncIterator[Service]:
+    """A service in this process. CannotStart says what is missing.
+
+    `at_terminal`: it lives only as long as somebody sits at the terminal.
+    """
     async with AsyncExitStack() as stack:
         upstream = await _upstream(settings, demo, stack)
         registry = discover_plugins()
-        chosen = await asyncio.to_thread(choose_runtime, registry, demo)
+        chosen = await asyncio.to_thread(choose_runtime, registry, sandbox_optional=demo and at_terminal)
         try:
             await asyncio.to_thread(check_image, chosen.runtime)
         except RuntimeUnavailable as error:
