@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 #: What the runtime's own command line may see of our environment. It must never see a credential: inside a
 #: sandbox its first process's environment can be read.
-_CLIENT_VARIABLES = (
+CLIENT_VARIABLES = (
     "PATH",
     "HOME",
     "USER",
@@ -141,7 +141,7 @@ class AgentRun:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 limit=2 * MAX_LINE,
-                env={name: os.environ[name] for name in _CLIENT_VARIABLES if name in os.environ},
+                env={name: os.environ[name] for name in CLIENT_VARIABLES if name in os.environ},
                 start_new_session=True,  # a Ctrl-C at the terminal is for us alone
             )
         except (OSError, RuntimeUnavailable) as error:

@@ -150,14 +150,15 @@ class Store:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
         async with self._writing:
-            await self._db.execute("BEGIN IMMEDIATE")
             try:
+                # A cancelled task leaves its statement to the database's thread, which still carries it out:
+                # so the BEGIN is inside, and the rollback, behind it in the queue, does nothing if none is due.
+                await self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
-            except BaseException:
-                await asyncio.shield(self._db.execute("ROLLBACK"))
-                raise
-            else:
                 await asyncio.shield(self._db.execute("COMMIT"))
+            except BaseException:
+                await asyncio.shield(self._db.rollback())
+                raise
 
     async def _row(self, sql: str, *parameters: Any) -> Any:
         async with self._db.execute(sql, parameters) as cursor:

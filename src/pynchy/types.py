@@ -175,3 +175,8 @@ class ContainerOutput:
     session_id: str | None = None
     error: str | None = None
     tools_used: bool = False
+
+
+def tool_prefix(server_name: str) -> str:
+    """The prefix of a server's tools as the model sees them: `mcp__{name}__`, other characters made `_`."""
+    return f"mcp__{re.sub(r'[^A-Za-z0-9_-]', '_', server_name)}__"

@@ -50,13 +50,18 @@ class Frame:
         """The body parsed as JSON; WireError where it is none."""
         try:
             return json.loads(self.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WireError(f"the body of a {self.type!r} frame is not JSON: {error}") from None
 
 
 def json_frame(frame_type: str, body: Any, **fields: Any) -> Frame:
     """A frame whose body is a JSON document, for what may be longer than a line."""
-    return Frame(frame_type, fields, json.dumps(body, ensure_ascii=False).encode())
+    return Frame(frame_type, fields, _json_bytes(body))
+
+
+def _json_bytes(value: Any, separators: tuple[str, str] | None = None) -> bytes:
+    # A text that was cut in the middle of an emoji holds half a surrogate pair; `json.loads` takes it back.
+    return json.dumps(value, ensure_ascii=False, separators=separators).encode("utf-8", "surrogatepass")
 
 
 def encode(frame: Frame) -> list[bytes]:
@@ -69,7 +74,7 @@ def encode(frame: Frame) -> list[bytes]:
             head["bytes"] = len(part)
         if start + MAX_BYTES < len(frame.body):
             head["more"] = True
-        line = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        line = _json_bytes(head, (",", ":")) + b"\n"
         if len(line) > MAX_LINE:
             raise ValueError(f"the fields of a {frame.type!r} frame take {len(line)} bytes, more than a line may")
         pieces.append(line + part)
@@ -176,8 +181,9 @@ class FrameWriter:
         if self.broken or self._closing:
             return
         stream = frame.id
+        pieces = encode(frame)  # before anything is changed: it may raise
         queue = self._streams.setdefault(stream, deque())
-        for piece in encode(frame):
+        for piece in pieces:
             queue.append(piece)
             self._sizes[stream] = self._sizes.get(stream, 0) + len(piece)
         self._wake.set()

@@ -26,7 +26,7 @@ from pynchy.plugin._runtimes import (
     runtime_candidates,
     select_runtime,
 )
-from pynchy.plugin._validation import InvalidPlugin, tool_prefix
+from pynchy.plugin._validation import InvalidPlugin
 from pynchy.types import (
     Attachment,
     Channel,
@@ -35,6 +35,7 @@ from pynchy.types import (
     NotConnected,
     RunSpec,
     VolumeMount,
+    tool_prefix,
 )
 
 __all__ = [

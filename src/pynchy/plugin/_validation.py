@@ -22,11 +22,6 @@ class InvalidPlugin(Exception):
         self.remedy = remedy
 
 
-def tool_prefix(server_name: str) -> str:
-    """The prefix of a server's tools as the model sees them: `mcp__{name}__`, other characters made `_`."""
-    return f"mcp__{re.sub(r'[^A-Za-z0-9_-]', '_', server_name)}__"
-
-
 def check_name(plugin: Any) -> str:
     """The plugin's name; InvalidPlugin where it has none that can be used."""
     name = getattr(plugin, "name", None)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from claude_agent_sdk import ClaudeAgentOptions
-from pynchy.plugin import tool_prefix
-from pynchy.types import ContainerInput
+from pynchy.types import ContainerInput, tool_prefix
 
 #: Where the host mounts things. Only a runtime without mounts of its own sets the variable.
 WORKSPACE = Path(os.environ.get("PYNCHY_WORKSPACE", "/workspace"))

@@ -1,0 +1,60 @@
+"""Measure everything and print the table: `python -m benchmarks [messages|startup]`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from benchmarks import messages, startup
+from benchmarks.table import Row, markdown
+from pynchy.cli.output import configure_logging
+from pynchy.config import MODEL_VARIABLES
+from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable
+from pynchy.runtime import DockerRuntime, agent_image
+
+
+def main(only: list[str]) -> None:
+    """Print a table of the parts asked for, or of all."""
+    configure_logging("error")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every start would compile everything anew
+    for name in MODEL_VARIABLES:
+        os.environ.pop(name, None)
+    rows: list[Row] = []
+    if not only or "messages" in only:
+        for runtime in _runtimes():
+            rows += asyncio.run(messages.measure(runtime, PluginRegistry(), runtime.name))
+            rows += asyncio.run(messages.measure(runtime, _example(), f"{runtime.name}, with an MCP plugin"))
+    if not only or "startup" in only:
+        rows += startup.measure()
+    print(markdown(rows))
+
+
+def _runtimes() -> list[ContainerRuntime]:
+    found: list[ContainerRuntime] = []
+    try:
+        docker = DockerRuntime()
+        docker.check_image(agent_image())
+        found.append(docker)
+    except RuntimeUnavailable as error:
+        print(f"without docker: {error}", file=sys.stderr)
+    try:
+        from pynchy_plugin_bubblewrap.runtime import BubblewrapRuntime
+
+        bubblewrap = BubblewrapRuntime()
+        bubblewrap.ensure_running()
+        bubblewrap.check_image("")
+        found.append(bubblewrap)
+    except (ImportError, RuntimeUnavailable) as error:
+        print(f"without bubblewrap: {error}", file=sys.stderr)
+    return found
+
+
+def _example() -> PluginRegistry:
+    from pynchy_plugin_hello import HelloPlugin
+
+    return PluginRegistry(mcp_servers=[HelloPlugin()])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

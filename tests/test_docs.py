@@ -1,0 +1,75 @@
+"""The documentation is true: its exchanges happen as written, its commands and links exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import REPOSITORY, RUNTIMES, pynchy
+
+from pynchy.config import Settings
+
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "plugins/*/*.md", "examples/*/*.md")
+    for path in REPOSITORY.glob(pattern)
+)
+README = (REPOSITORY / "README.md").read_text()
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+
+
+def exchanges(block: str) -> list[tuple[str, str]]:
+    """The commands of a console block, each with the output that follows it."""
+    parts = re.split(r"^\$ (.*)\n", block, flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.parametrize("command, output", [pair for block in blocks(README, "console") for pair in exchanges(block)])
+def test_an_exchange_in_the_readme_happens_as_it_is_written(
+    command: str, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RUNTIMES["bubblewrap"]()
+    monkeypatch.setenv("CONTAINER_RUNTIME", "bubblewrap")
+    program, *arguments = shlex.split(command)
+    assert program == "pynchy"
+    assert pynchy(*arguments).stdout == output
+
+
+def test_the_readme_shows_an_exchange_with_a_plugins_tool() -> None:
+    assert any("mcp__hello__greet" in command for block in blocks(README, "console") for command, _ in exchanges(block))
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make (\S+)", "\n".join(blocks(README, "sh")), re.MULTILINE))
+def test_a_make_target_in_the_readme_exists_and_is_listed(target: str) -> None:
+    subprocess.run(["make", "-n", target], cwd=REPOSITORY, check=True, capture_output=True)
+    listed = subprocess.run(["make", "help"], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    assert re.search(rf"^make {target} ", listed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
+    fields = {
+        str(field.validation_alias or f"PYNCHY_{name.upper()}") for name, field in Settings.model_fields.items()
+    }
+    read_elsewhere = {"CONTAINER_RUNTIME", "CONTAINER_IMAGE", "PYNCHY_AGENT_ENV"}
+    rows = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
+    assert rows | {"PYNCHY_HOME", "ANTHROPIC_AUTH_TOKEN"} == fields | read_elsewhere
+
+
+def test_every_command_is_documented_and_every_documented_one_exists() -> None:
+    documented = set(re.findall(r"^\| `pynchy ([a-z]+)", README, re.MULTILINE))
+    listed = set(re.findall(r"^  ([a-z]+)  ", pynchy("--help").stdout.split("Commands:")[1], re.MULTILINE))
+    assert documented == listed
