@@ -65,9 +65,7 @@ async def _service(
                 return await once(), [await once() for _ in range(WARM_QUERIES // COLD_RUNS)]
 
 
-async def _floor(
-    runtime: ContainerRuntime, plugins: PluginRegistry, model: ScriptedModel
-) -> tuple[float, list[float]]:
+async def _floor(runtime: ContainerRuntime, plugins: PluginRegistry, model: ScriptedModel) -> tuple[float, list[float]]:
     """The bare SDK in the same container, but with the host's network in the wire's place."""
     settings = Settings()  # pyright: ignore[reportCallIssue]
     owner = agent_owner(settings)

@@ -32,7 +32,7 @@ def anyio_backend() -> str:
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty home, no credential, no setting of the person who runs the tests."""
     for name in list(os.environ):
-        if name in MODEL_VARIABLES or name.startswith("PYNCHY_") and name != "PYNCHY_REQUIRE":
+        if name in MODEL_VARIABLES or (name.startswith("PYNCHY_") and name != "PYNCHY_REQUIRE"):
             monkeypatch.delenv(name)
     for name in ("CONTAINER_RUNTIME", "CONTAINER_IMAGE", "MAX_CONCURRENT_CONTAINERS"):
         monkeypatch.delenv(name, raising=False)

@@ -16,6 +16,7 @@ import pytest
 from pynchy.app import Service
 from pynchy.plugin import ContainerRuntime, RuntimeUnavailable
 from pynchy.runtime import DockerRuntime, agent_image
+from pynchy.types import VolumeMount
 
 REPOSITORY = Path(__file__).parents[1]
 #: What the services of the tests have for a model credential; it must not be found inside a container.
@@ -103,3 +104,27 @@ class Chat:
         """Send a message and return its one answer."""
         assert await self.say(text) is None
         return self.texts.get_nowait()
+
+
+ROGUE = Path(__file__).parent / "rogue.py"
+
+
+class RogueRuntime:
+    """A runtime of the plan's five members alone, whose containers are rogue.py processes."""
+
+    name = "rogue"
+    cli = sys.executable
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def ensure_running(self) -> None:
+        """Always."""
+
+    def list_running_containers(self, prefix: str = "pynchy-") -> list[str]:
+        """None that outlive their client."""
+        return []
+
+    def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
+        """The arguments of the process."""
+        return [str(ROGUE), self.kind]

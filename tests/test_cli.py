@@ -64,6 +64,11 @@ def test_ask_prints_the_answer_alone_on_stdout(runtime_name: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_conversation_goes_on_from_one_ask_to_the_next(any_runtime: str) -> None:
+    for _ in range(3):
+        assert pynchy("ask", "--demo", GREET).stdout == HELLO_ADA + "\n"
+
+
 def test_ask_and_chat_use_the_running_service(any_runtime: str) -> None:
     with running_service("--demo"):
         assert pynchy("ask", "--demo", "one").stdout == "You said: one\n"
@@ -256,7 +261,9 @@ def test_doctor_says_what_is_wrong_and_what_mends_it(tmp_path: Path) -> None:
     done = pynchy("doctor", env=env)
     assert done.returncode == 1
     assert "WRONG  credential: none" in done.stdout
-    assert "WRONG  image: the agent's environment is missing\n       -> make it with `pynchy image build`" in done.stdout
+    assert (
+        "WRONG  image: the agent's environment is missing\n       -> make it with `pynchy image build`" in done.stdout
+    )
 
 
 def test_doctor_is_content_when_all_is_well(any_runtime: str) -> None:

@@ -4,50 +4,29 @@ from __future__ import annotations
 
 import resource
 import sqlite3
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Chat, StartService
+from support import Chat, RogueRuntime, StartService
 
 from pynchy.container_runner import AgentFailed, AgentRun, Limits
 from pynchy.plugin import RuntimeUnavailable
-from pynchy.types import ContainerInput, RunSpec, VolumeMount
+from pynchy.types import ContainerInput, RunSpec
 
 pytestmark = pytest.mark.anyio
-
-ROGUE = Path(__file__).parent / "rogue.py"
-
-
-class RogueRuntime:
-    """A runtime of the plan's five members alone, whose containers are rogue.py processes."""
-
-    name = "rogue"
-    cli = sys.executable
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-    def ensure_running(self) -> None:
-        """Always."""
-
-    def list_running_containers(self, prefix: str = "pynchy-") -> list[str]:
-        """None that outlive their client."""
-        return []
-
-    def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
-        """The arguments of the process."""
-        return [str(ROGUE), self.kind]
 
 
 class NoHost:
     """A host that nothing may be asked of."""
 
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"the agent reached {name}")
+    async def _refuse(self, *_: Any) -> Any:
+        raise AssertionError("the agent reached the host")
+
+    call_tool = append_transcript = load_transcript = transcript_subpaths = _refuse
+    forward_model_request = unsolicited = _refuse
 
 
 def agent(kind: str, limits: Limits = Limits(start=20, answer=20, close=5)) -> AgentRun:

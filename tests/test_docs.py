@@ -61,9 +61,7 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 
 
 def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
-    fields = {
-        str(field.validation_alias or f"PYNCHY_{name.upper()}") for name, field in Settings.model_fields.items()
-    }
+    fields = {str(field.validation_alias or f"PYNCHY_{name.upper()}") for name, field in Settings.model_fields.items()}
     read_elsewhere = {"CONTAINER_RUNTIME", "CONTAINER_IMAGE", "PYNCHY_AGENT_ENV"}
     rows = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert rows | {"PYNCHY_HOME", "ANTHROPIC_AUTH_TOKEN"} == fields | read_elsewhere

@@ -21,7 +21,7 @@ async def test_a_message_is_answered_and_the_next_one_by_the_same_agent(
 ) -> None:
     async with start_service(runtime) as service:
         chat = Chat(service)
-        assert await chat.ask("hello <there> & \"you\"") == 'You said: hello <there> & "you"'
+        assert await chat.ask('hello <there> & "you"') == 'You said: hello <there> & "you"'
         first = runtime.list_running_containers()
         assert await chat.ask("again") == "You said: again"
         assert len(first) == 1
@@ -35,9 +35,7 @@ async def test_the_tool_of_an_mcp_plugin_answers(runtime: ContainerRuntime, star
     assert answer == "Hello, Ada! This greeting was made inside the agent's container."
 
 
-async def test_send_message_goes_out_before_the_answer(
-    runtime: ContainerRuntime, start_service: StartService
-) -> None:
+async def test_send_message_goes_out_before_the_answer(runtime: ContainerRuntime, start_service: StartService) -> None:
     async with start_service(runtime) as service:
         chat = Chat(service)
         assert await chat.say('/tool mcp__pynchy__send_message {"text": "on it <internal>hm</internal>"}') is None
@@ -120,7 +118,7 @@ async def test_the_credential_is_nowhere_inside(
         chat = Chat(service)
         await chat.ask("hello")
         (home / "groups/main/search.py").write_text(_SEARCH)
-        os.chmod(home / "groups/main/search.py", 0o644)
+        (home / "groups/main/search.py").chmod(0o644)
         command = json.dumps({"command": "python3 search.py", "timeout": 100000})
         answer = await chat.ask(f"/tool Bash {command}")
     assert answer == "True []"

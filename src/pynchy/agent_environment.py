@@ -13,6 +13,7 @@ from pathlib import Path
 from pynchy.home import container_dir
 from pynchy.plugin import RuntimeUnavailable
 
+
 class AgentEnvironment:
     """A directory named after what is in it: a change of the pinned set or the interpreter makes a new one.
 
@@ -47,10 +48,8 @@ class AgentEnvironment:
         tool = uv.find_uv_bin()
         try:
             _run([tool, "venv", "--quiet", "--relocatable", "--clear", "--python", _interpreter(), str(building)])
-            _run(
-                [tool, "pip", "install", "--python", str(building / "bin" / "python3"), "--require-hashes"]
-                + ["--compile-bytecode", "--requirements", str(self._lock)]
-            )
+            install = [tool, "pip", "install", "--python", str(building / "bin" / "python3"), "--compile-bytecode"]
+            _run([*install, "--require-hashes", "--requirements", str(self._lock)])
             # Readable for the other user that a root host's agents run as.
             _run(["chmod", "-R", "u+rwX,go+rX,go-w", str(building)])
             shutil.rmtree(self.path, ignore_errors=True)

@@ -142,8 +142,7 @@ class Service:
             service = cls(settings, store, registry, demo)
             gateway = await stack.enter_async_context(ModelGateway.open(upstream))
             await store.release()
-            await store.register_group(Group(terminal_jid(MAIN_FOLDER), "main", MAIN_FOLDER, is_main=True))
-            service._groups = await store.groups()
+            await service.register_group(Group(terminal_jid(MAIN_FOLDER), "main", MAIN_FOLDER, is_main=True))
             await asyncio.to_thread(remove_orphans, runtime, store.installation_id)
             conversations = Conversations(
                 settings, store, gateway, runtime, registry, service.outbox.wake, service._settle
@@ -160,6 +159,11 @@ class Service:
             yield service
 
     door: ControlServer
+
+    async def register_group(self, group: Group) -> None:
+        """Answer this chat from now on; one that is registered already stays as it is."""
+        await self._store.register_group(group)
+        self._groups = await self._store.groups()
 
     # --- the way in -----------------------------------------------------------------------------------------
 
@@ -211,6 +215,11 @@ class Service:
     async def flush_outbox(self) -> None:
         """Send everything that can be sent now."""
         await self.outbox.flush()
+
+    @property
+    def groups_running(self) -> list[str]:
+        """The chats whose agents have a place now."""
+        return self._queue.running if self._queue else []
 
     def plugin_records(self) -> list[dict[str, Any]]:
         """What discovery found at the start."""

@@ -34,7 +34,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """What can be set. Times are in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="PYNCHY_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="PYNCHY_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     home: Path = Field(default_factory=pynchy_home)
     assistant_name: str = Field("Pynchy", min_length=1, max_length=60)
@@ -76,10 +76,14 @@ class Settings(BaseSettings):
 def load_settings(demo: bool = False) -> Settings:
     """Read `.env` and the environment. With `demo`, forget every model variable first, for good.
 
-    Raises SettingsError, naming the variable, for a value that cannot be used.
+    Raises SettingsError for a value that cannot be used, naming its variable, and for a `.env` that cannot
+    be read.
     """
     home = pynchy_home()
-    load_dotenv(home / ".env", override=False)
+    try:
+        load_dotenv(home / ".env", override=False)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{home / '.env'} cannot be read: {error}") from None
     for name in MODEL_VARIABLES:
         # An empty variable means the same as an unset one.
         if demo or not os.environ.get(name, "").strip():

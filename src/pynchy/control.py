@@ -64,14 +64,18 @@ class Peer:
             return None
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ControlError("a message that is not JSON") from None
         if not isinstance(message, dict):
             raise ControlError("a message that is no JSON object")
         return message
 
+    def abort(self) -> None:
+        """Close the connection at once, whatever has not been sent."""
+        self._writer.transport.abort()
+
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection once the other side has taken what was sent."""
         self._writer.close()
         with contextlib.suppress(ConnectionError, OSError):
             await self._writer.wait_closed()
@@ -158,6 +162,9 @@ class ControlServer:
                 await peer.send(event="error", message=str(error))
         except ConnectionError:
             pass
+        except asyncio.CancelledError:
+            peer.abort()  # the service ends, and does not wait for a terminal that has stopped reading
+            raise
         except Exception:
             log.exception("an operation through the control socket failed")
         finally:

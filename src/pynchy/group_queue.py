@@ -32,12 +32,12 @@ class Place:
         self.has_work = asyncio.Event()
         self._leave = asyncio.Event()
 
-    async def idle(self, timeout: float) -> Wake:
-        """Wait for work, at most `timeout` seconds; the place may be asked to leave meanwhile."""
+    async def idle(self, seconds: float) -> Wake:
+        """Wait for work, at most that many seconds; the place may be asked to leave meanwhile."""
         self._queue.note_idle(self)
         waits = [asyncio.ensure_future(event.wait()) for event in (self.has_work, self._leave)]
         try:
-            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()

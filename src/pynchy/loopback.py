@@ -132,6 +132,9 @@ class LoopbackServer:
                 connection.start_next_cycle()
         except (ClientGone, ConnectionError, h11.RemoteProtocolError, h11.LocalProtocolError):
             pass  # a client that left or speaks no HTTP: closing is the answer
+        except asyncio.CancelledError:
+            writer.transport.abort()  # there is no waiting for a client that has stopped reading
+            raise
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError, OSError):

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import structlog
+from pydantic import SecretStr
 
 from pynchy.config import ANTHROPIC_API, Settings
 from pynchy.wire import MAX_BYTES, Frame, FrameWriter
@@ -51,11 +52,11 @@ class Upstream:
             return None
         base_url = (settings.anthropic_base_url or ANTHROPIC_API).rstrip("/")
         if token := settings.anthropic_auth_token:
-            return cls(base_url, ("authorization", f"Bearer {token.get_secret_value()}"))
+            return cls(base_url, ("authorization", f"Bearer {_secret(token)}"))
         if key := settings.anthropic_api_key:
-            return cls(base_url, ("x-api-key", key.get_secret_value()))
+            return cls(base_url, ("x-api-key", _secret(key)))
         if token := settings.claude_code_oauth_token:
-            return cls(base_url, ("authorization", f"Bearer {token.get_secret_value()}"), oauth=True)
+            return cls(base_url, ("authorization", f"Bearer {_secret(token)}"), oauth=True)
         return cls(base_url)
 
 
@@ -80,7 +81,8 @@ class ModelGateway:
         """Answer one `http.request` frame. Cancel to give up; every other end is a frame."""
         stream_id = frame.id
         method, target = str(frame.fields.get("method")), str(frame.fields.get("target"))
-        path, query = urlsplit(target).path, urlsplit(target).query
+        # Not taken apart as a URL, so that `//host/v1/messages` is no path that is allowed.
+        path, _, query = target.partition("?")
         if (method, path) not in _ALLOWED:
             log.warning("refused a request that is not for the model", method=method[:20], path=path[:200])
             await _refuse(out, stream_id, f"{method} {path} does not leave this container")
@@ -91,6 +93,10 @@ class ModelGateway:
                 method, url, headers=self._headers(frame.fields.get("headers")), content=frame.body
             )
             response = await self._client.send(request, stream=True, follow_redirects=False)
+        except (httpx.LocalProtocolError, UnicodeError):
+            # What the error says quotes the header, and that may be the credential.
+            await _fail(out, stream_id, "the model's API was not asked: a header is not valid HTTP")
+            return
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             await _fail(out, stream_id, f"the model's API cannot be reached: {_words(error)}")
             return
@@ -139,6 +145,11 @@ async def _refuse(out: FrameWriter, stream_id: Any, reason: str) -> None:
 async def _fail(out: FrameWriter, stream_id: Any, reason: str) -> None:
     log.warning("model request failed", reason=reason)
     await out.send(Frame("http.failed", {"id": stream_id}, _error_body("api_error", reason)))
+
+
+def _secret(value: SecretStr) -> str:
+    # Files and clipboards add line ends, which no header may have.
+    return value.get_secret_value().strip()
 
 
 def _error_body(kind: str, message: str) -> bytes:

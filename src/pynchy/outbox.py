@@ -53,8 +53,8 @@ class Outbox:
                 await self._send_queued(channel)
             except Exception:
                 log.exception("sending failed", channel=channel.name)
-            if not wake.is_set():
-                async with self._idle:
+            async with self._idle:
+                if not wake.is_set():
                     self._busy.discard(id(channel))
                     self._idle.notify_all()
             await wake.wait()
@@ -62,16 +62,13 @@ class Outbox:
 
     async def _send_queued(self, channel: Channel) -> None:
         unreachable: set[str] = set()
-        while channel.is_connected():
-            batch = [
-                outgoing
-                for outgoing in await self._store.queued()
-                if outgoing.chat_jid not in unreachable and channel.owns_jid(outgoing.chat_jid)
-            ]
-            if not batch:
-                return
+        after = 0
+        while channel.is_connected() and (batch := await self._store.queued(after)):
+            after = batch[-1].id  # what stays queued, or is another channel's, holds up nothing behind it
             for outgoing in batch:
-                if outgoing.chat_jid not in unreachable and not await self._send(channel, outgoing):
+                if outgoing.chat_jid in unreachable or not channel.owns_jid(outgoing.chat_jid):
+                    continue
+                if not await self._send(channel, outgoing):
                     unreachable.add(outgoing.chat_jid)
 
     async def _send(self, channel: Channel, outgoing: Outgoing) -> bool:

@@ -215,8 +215,8 @@ class Store:
                     message.chat_jid,
                     message.id,
                     message.sender,
-                    message.sender_name,
-                    message.content,
+                    _storable(message.sender_name),
+                    _storable(message.content),
                     message.timestamp.astimezone(UTC).isoformat(),
                     message.is_from_me,
                     message.reply_to,
@@ -267,14 +267,14 @@ class Store:
             if reply:
                 await self._enqueue(db, jid, reply, "reply")
             if session_id:
-                await db.execute("UPDATE groups SET session_id = ? WHERE jid = ?", (session_id, jid))
+                await db.execute("UPDATE groups SET session_id = ? WHERE jid = ?", (_storable(session_id), jid))
 
     async def fail(self, jid: str, ids: Sequence[int], reason: str, notice: str) -> None:
         """Record that messages were not answered, and queue the notice that says so."""
         async with self._transaction() as db:
             await db.executemany(
                 "UPDATE messages SET state = 'failed', error = ? WHERE id = ? AND chat_jid = ?",
-                [(reason, i, jid) for i in ids],
+                [(_storable(reason), i, jid) for i in ids],
             )
             await self._enqueue(db, jid, notice, "notice")
 
@@ -292,13 +292,16 @@ class Store:
 
     async def _enqueue(self, db: aiosqlite.Connection, jid: str, text: str, kind: str) -> None:
         await db.execute(
-            "INSERT INTO outbox (chat_jid, text, kind, created_at) VALUES (?, ?, ?, ?)", (jid, text, kind, _now())
+            "INSERT INTO outbox (chat_jid, text, kind, created_at) VALUES (?, ?, ?, ?)",
+            (jid, _storable(text), kind, _now()),
         )
 
-    async def queued(self, limit: int = 500) -> list[Outgoing]:
-        """What waits to be sent, oldest first."""
+    async def queued(self, after: int = 0, limit: int = 500) -> list[Outgoing]:
+        """What waits to be sent, oldest first: at most `limit`, with ids above `after`."""
         rows = await self._rows(
-            "SELECT id, chat_jid, text, kind FROM outbox WHERE state = 'queued' ORDER BY id LIMIT ?", limit
+            "SELECT id, chat_jid, text, kind FROM outbox WHERE state = 'queued' AND id > ? ORDER BY id LIMIT ?",
+            after,
+            limit,
         )
         return [Outgoing(*row) for row in rows]
 
@@ -310,7 +313,9 @@ class Store:
     async def mark_unsendable(self, outgoing_id: int, reason: str) -> None:
         """Record that it will not be tried again, and why."""
         async with self._transaction() as db:
-            await db.execute("UPDATE outbox SET state = 'failed', error = ? WHERE id = ?", (reason, outgoing_id))
+            await db.execute(
+                "UPDATE outbox SET state = 'failed', error = ? WHERE id = ?", (_storable(reason), outgoing_id)
+            )
 
     # --- transcripts ----------------------------------------------------------------------------------------
 
@@ -318,14 +323,10 @@ class Store:
         self, folder: str, session_id: str, subpath: str, entries: Sequence[dict[str, Any]]
     ) -> None:
         """Add transcript entries in order; one with a uuid that is there already is left out."""
-        rows = [
-            (folder, session_id, subpath, entry.get("uuid"), json.dumps(entry, ensure_ascii=False))
-            for entry in entries
-        ]
+        rows = [(folder, session_id, subpath, entry.get("uuid"), _storable_json(entry)) for entry in entries]
         async with self._transaction() as db:
             await db.executemany(
-                "INSERT OR IGNORE INTO transcripts (folder, session_id, subpath, uuid, entry)"
-                " VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO transcripts (folder, session_id, subpath, uuid, entry) VALUES (?, ?, ?, ?, ?)",
                 rows,
             )
 
@@ -355,6 +356,17 @@ class Store:
             session_id,
         )
         return [row[0] for row in rows]
+
+
+def _storable(text: str) -> str:
+    """SQLite's text is UTF-8: a question mark takes the place of half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _storable_json(entry: dict[str, Any]) -> str:
+    text = json.dumps(entry, ensure_ascii=False)
+    # Half a surrogate pair, where a text was cut inside an emoji, is kept as its escape.
+    return text if text.isascii() or text == _storable(text) else json.dumps(entry)
 
 
 def _now() -> str:

@@ -116,7 +116,11 @@ def stage_runner(home: Path) -> Path:
             shutil.copyfile(path, target)
         (building / "__main__.py").write_text(_LAUNCHER)
         compileall.compile_dir(
-            building, quiet=2, stripdir=str(building), prependdir=RUNNER_PATH, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+            building,
+            quiet=2,
+            stripdir=str(building),
+            prependdir=RUNNER_PATH,
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
         for path in [building, *building.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)

@@ -169,9 +169,7 @@ async def own_service(settings: Settings, demo: bool, *, at_terminal: bool) -> A
             await asyncio.to_thread(check_image, chosen.runtime)
         except RuntimeUnavailable as error:
             raise CannotStart(f"No agent can start: {error}.") from None
-        service = await stack.enter_async_context(
-            Service.start(settings, upstream, registry, chosen.runtime, demo)
-        )
+        service = await stack.enter_async_context(Service.start(settings, upstream, registry, chosen.runtime, demo))
         if demo:
             tell(demo_notice(settings))
         if chosen.warning:
@@ -208,10 +206,10 @@ def _guarded(action: Callable[[], Any]) -> int:
         return asyncio.run(action())
     except (CannotStart, ControlError, SettingsError, StoreError) as error:
         return complain(str(error))
+    except BrokenPipeError:
+        return 1  # nobody reads what is printed
     except ConnectionError:
         return complain("The service has stopped.")
-    except BrokenPipeError:
-        return 1
     except asyncio.CancelledError:
         return 143
     except OSError as error:

@@ -75,9 +75,7 @@ class _Taken:
 
 def _discover_one(entry_point: EntryPoint, registry: PluginRegistry, taken: _Taken) -> PluginRecord:
     started = perf_counter()
-    record = PluginRecord(
-        entry_point=entry_point.name, target=entry_point.value, state=State.READY, **_distribution(entry_point)
-    )
+    record = _with_distribution(PluginRecord(entry_point.name, entry_point.value, State.READY), entry_point)
     phase = "load"
     try:
         loaded = entry_point.load()
@@ -189,16 +187,17 @@ def _attempt(action: Callable[[], str], otherwise: str) -> str:
         return otherwise
 
 
-def _distribution(entry_point: EntryPoint) -> dict[str, str]:
+def _with_distribution(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
     """Where the entry point comes from; empty strings where its metadata is broken."""
     dist = entry_point.dist
     if dist is None:
-        return {}
-    return {
-        "distribution": _attempt(lambda: dist.name, ""),
-        "version": _attempt(lambda: dist.version, ""),
-        "origin": _attempt(lambda: _origin(dist.read_text("direct_url.json")), ""),
-    }
+        return record
+    return replace(
+        record,
+        distribution=_attempt(lambda: dist.name, ""),
+        version=_attempt(lambda: dist.version, ""),
+        origin=_attempt(lambda: _origin(dist.read_text("direct_url.json")), ""),
+    )
 
 
 def _origin(direct_url: str | None) -> str:

@@ -38,22 +38,16 @@ def check_name(plugin: Any) -> str:
 def check_server_spec(spec: Any) -> McpServerSpec:
     """The spec, if every field is what it should be and the source may be mounted."""
     if not isinstance(spec, McpServerSpec):
-        raise InvalidPlugin(
-            f"mcp_server_spec() returned {type(spec).__name__}", "return a pynchy.plugin.McpServerSpec"
-        )
+        raise InvalidPlugin(f"mcp_server_spec() returned {type(spec).__name__}", "return a pynchy.plugin.McpServerSpec")
     if not isinstance(spec.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", spec.name):
-        raise InvalidPlugin(
-            f"its MCP server is called {spec.name!r}", "name it with letters, digits, `-`, `_` and `.`"
-        )
+        raise InvalidPlugin(f"its MCP server is called {spec.name!r}", "name it with letters, digits, `-`, `_` and `.`")
     if spec.name in RESERVED_NAMES:
         raise InvalidPlugin(f"the MCP server name {spec.name!r} is reserved", "choose another server name")
     if not isinstance(spec.command, str) or not spec.command:
         raise InvalidPlugin("its MCP server has no command", 'set `command`, such as "python"')
     if not isinstance(spec.args, list) or not all(isinstance(arg, str) for arg in spec.args):
         raise InvalidPlugin("the args of its MCP server are not a list of strings", "make `args` a list of strings")
-    if not isinstance(spec.env, dict) or not all(
-        isinstance(text, str) for pair in spec.env.items() for text in pair
-    ):
+    if not isinstance(spec.env, dict) or not all(isinstance(text, str) for pair in spec.env.items() for text in pair):
         raise InvalidPlugin("the env of its MCP server does not map strings to strings", "use strings in `env`")
     check_source(spec.host_source)
     return spec
@@ -62,9 +56,7 @@ def check_server_spec(spec: Any) -> McpServerSpec:
 def check_source(source: Any) -> Path:
     """A directory whose content may be shown to every agent; InvalidPlugin for anything broader."""
     if not isinstance(source, Path):
-        raise InvalidPlugin(
-            f"host_source is {type(source).__name__}", "set `host_source=Path(__file__).parent`"
-        )
+        raise InvalidPlugin(f"host_source is {type(source).__name__}", "set `host_source=Path(__file__).parent`")
     path = source.resolve()
     if not path.is_dir():
         raise InvalidPlugin(f"host_source {source} is not a directory", "point it at the package's directory")
@@ -95,9 +87,7 @@ def check_skill_paths(paths: Any) -> list[Path]:
 def check_hooks(hooks: Any) -> dict[str, list[Any]]:
     """`{event: [function or "module:function"]}`."""
     if not isinstance(hooks, dict) or not all(isinstance(items, list) for items in hooks.values()):
-        raise InvalidPlugin(
-            "agent_hooks() did not return a dict of lists", "return {event: [function, ...]}"
-        )
+        raise InvalidPlugin("agent_hooks() did not return a dict of lists", "return {event: [function, ...]}")
     for event, items in hooks.items():
         for item in items:
             if not isinstance(item, str) and "<" in getattr(item, "__qualname__", "<"):

@@ -13,11 +13,11 @@ import asyncio
 import html
 import json
 import re
+import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from pynchy.loopback import Exchange, LoopbackServer, Request
 
@@ -84,6 +84,8 @@ class ScriptedModel:
         self._faults: deque[Fault] = deque(faults)
         self._server = LoopbackServer(self._handle)
         self._count = 0
+        # Ids must be new to a conversation that is resumed, also from an earlier model.
+        self._run = uuid.uuid4().hex[:12]
         self.requests: deque[Request] = deque(maxlen=200)
 
     @property
@@ -104,14 +106,14 @@ class ScriptedModel:
 
     async def _handle(self, request: Request, exchange: Exchange) -> None:
         self.requests.append(request)
-        path = urlsplit(request.target).path
+        path = request.target.partition("?")[0]
         if request.method != "POST" or path not in ("/v1/messages", "/v1/messages/count_tokens"):
             await _error(exchange, Fail(404, f"{request.method} {path} is not offered"))
             return
         try:
             body = json.loads(request.body)
             answer = respond(body["messages"])
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
             await _error(exchange, Fail(400, f"not a Messages API request: {problem!r}"))
             return
         input_tokens = max(1, len(request.body) // 4)
@@ -123,7 +125,7 @@ class ScriptedModel:
             await _error(exchange, fault)
             return
         self._count += 1
-        message = _message(f"msg_{self._count:06d}", body.get("model") or NAME, answer, input_tokens)
+        message = _message(f"msg_{self._run}{self._count:06d}", body.get("model") or NAME, answer, input_tokens)
         if not body.get("stream") and fault is None:
             await exchange.reply(200, json.dumps(message).encode())
             return
@@ -147,7 +149,7 @@ def respond(messages: list[dict[str, Any]]) -> ToolCall | str:
 def tool_calls(prompt: str) -> list[ToolCall]:
     """The `/tool NAME {json}` lines of a prompt, in order; a line whose JSON is broken is plain text."""
     calls = []
-    for line in prompt.splitlines():
+    for line in prompt.split("\n"):  # not splitlines(): JSON may hold U+2028
         if match := _TOOL_LINE.match(line.strip()):
             try:
                 calls.append(ToolCall(match[1], json.loads(match[2] or "{}")))

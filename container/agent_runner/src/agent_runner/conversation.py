@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agent_runner.host_link import HostLink
 from claude_agent_sdk import (
     AssistantMessage,
     ClaudeSDKClient,
@@ -17,6 +16,8 @@ from claude_agent_sdk import (
     SystemMessage,
     ToolUseBlock,
 )
+
+from agent_runner.host_link import HostLink
 from pynchy.types import ContainerOutput
 from pynchy.wire import Frame, json_frame
 

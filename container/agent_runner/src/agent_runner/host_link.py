@@ -100,9 +100,7 @@ async def open_link(read_fd: int, write_fd: int) -> AsyncIterator[tuple[HostLink
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=2 * MAX_LINE)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb", 0))
-    transport, protocol = await loop.connect_write_pipe(
-        asyncio.streams.FlowControlMixin, os.fdopen(write_fd, "wb", 0)
-    )
+    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(write_fd, "wb", 0))
     transport.set_write_buffer_limits(0)  # so that drain() means: the host's pipe has it
     frames = FrameWriter(asyncio.StreamWriter(transport, protocol, None, loop))
     writing = loop.create_task(frames.run())

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent_runner.host_link import HostLink, HostRefused
 from claude_agent_sdk import McpSdkServerConfig, SdkMcpTool, create_sdk_mcp_server
+
+from agent_runner.host_link import HostLink, HostRefused
 
 SERVER_NAME = "pynchy"
 

@@ -8,13 +8,14 @@ import os
 import traceback
 from collections.abc import AsyncIterator
 
+from claude_agent_sdk import ClaudeSDKClient
+
 from agent_runner.conversation import Conversation
 from agent_runner.host_link import HostLink, open_link
 from agent_runner.host_tools import host_tools
 from agent_runner.model_bridge import model_bridge
 from agent_runner.options import build_options
 from agent_runner.session_store import HostSessionStore
-from claude_agent_sdk import ClaudeSDKClient
 from pynchy.types import ContainerInput
 from pynchy.wire import PROTOCOL_VERSION, Frame, WireError
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from claude_agent_sdk import ClaudeAgentOptions
+
 from pynchy.types import ContainerInput, tool_prefix
 
 #: Where the host mounts things. Only a runtime without mounts of its own sets the variable.
@@ -39,9 +40,7 @@ Your working directory is this chat's own folder: what you write there is kept. 
 this chat; keep it up to date with what you should remember."""
 
 
-def build_options(
-    given: ContainerInput, model_url: str, session_store: Any, host_tools: Any
-) -> ClaudeAgentOptions:
+def build_options(given: ContainerInput, model_url: str, session_store: Any, host_tools: Any) -> ClaudeAgentOptions:
     """The SDK's options for this run; the plugins' servers are merged with our own."""
     servers: dict[str, Any] = {
         name: {**server, "env": _server_env(name, server.get("env") or {})}

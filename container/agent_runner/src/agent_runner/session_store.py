@@ -32,9 +32,7 @@ class HostSessionStore:
             self._send(key, part)
 
     def _send(self, key: dict[str, Any], entries: list[dict[str, Any]]) -> None:
-        self._link.send(
-            json_frame("session.append", entries, session=key["session_id"], subpath=key.get("subpath"))
-        )
+        self._link.send(json_frame("session.append", entries, session=key["session_id"], subpath=key.get("subpath")))
 
     async def load(self, key: dict[str, Any]) -> list[dict[str, Any]] | None:
         """Fetch a session's entries from the host, page by page; None where it has none."""

@@ -157,7 +157,7 @@ def _sandbox(spec: RunSpec) -> list[str]:
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         top = Path("/", name)
         if top.is_symlink():
-            args += ["--symlink", os.readlink(top), str(top)]
+            args += ["--symlink", str(top.readlink()), str(top)]
         elif top.is_dir():
             args += ["--ro-bind", str(top), str(top)]
     for name in _ETC:

@@ -1,0 +1,158 @@
+"""The service as a whole: places, idling, shutdown, and what an earlier service left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from support import Chat, RogueRuntime, StartService, docker_runtime, pynchy
+
+from pynchy.app import AlreadyRunning, Service
+from pynchy.channels.terminal import terminal_jid
+from pynchy.types import Group, NewMessage
+
+pytestmark = pytest.mark.anyio
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another process does; the test's own time limit ends it."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def groups(service: Service, *folders: str) -> list[str]:
+    """Register groups in the terminal; returns their chats."""
+    for folder in folders:
+        await service.register_group(Group(terminal_jid(folder), folder, folder))
+    return [terminal_jid(folder) for folder in folders]
+
+
+def signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where agents say that they started, and are told to answer."""
+    directory = tmp_path / "signs"
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    return directory
+
+
+async def test_no_more_agents_run_at_once_than_the_limit_and_each_gets_its_turn(
+    start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAX_CONCURRENT_CONTAINERS", "2")
+    sign = signs(tmp_path, monkeypatch)
+    async with start_service(RogueRuntime("answers-when-told")) as service:
+        jids = await groups(service, "a", "b", "c")
+        rows = [await service.say(jid, "hello") for jid in jids]
+        await until(lambda: (sign / "a.started").exists() and (sign / "b.started").exists())
+        assert sorted(service.groups_running) == jids[:2]
+        (sign / "a.go").touch()
+        await until(lambda: (sign / "c.started").exists())  # a is idle now, and gave up its place at once
+        assert sorted(service.groups_running) == jids[1:]
+        (sign / "b.go").touch()
+        (sign / "c.go").touch()
+        for row in rows:
+            assert await service.settlement(row) is None
+
+
+async def test_an_idle_agent_closes_and_the_next_message_starts_another(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYNCHY_IDLE_TIMEOUT", "0.05")
+    async with start_service(RogueRuntime("answers")) as service:
+        for _ in range(2):
+            assert await Chat(service).ask("hello") == "an answer"
+            await until(lambda: not service.groups_running)
+
+
+async def test_messages_of_a_run_are_answered_after_it_by_the_same_agent(
+    start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign = signs(tmp_path, monkeypatch)
+    async with start_service(RogueRuntime("answers-when-told")) as service:
+        (jid,) = await groups(service, "a")
+        texts: asyncio.Queue[str] = asyncio.Queue()
+        with service.terminal.attached(jid, texts.put):
+            await service.say(jid, "first")
+            await until(lambda: (sign / "a.started").exists())
+            await service.say(jid, "second")
+            await service.say(jid, "third & last")
+            (sign / "a.go").touch()
+            assert await texts.get() == "an answer"
+            both = await texts.get()
+    assert both.index("second") < both.index("third &amp; last")
+
+
+async def test_the_same_message_twice_is_answered_once(start_service: StartService) -> None:
+    async with start_service(RogueRuntime("answers")) as service:
+        jid = await service.group_jid("main")
+        message = NewMessage("id-1", jid, "ada", "Ada", "hello", datetime.now(UTC))
+        row = await service.on_message(message)
+        assert row is not None
+        assert await service.settlement(row) is None
+        assert await service.on_message(message) is None
+
+
+async def test_a_reply_waits_until_somebody_is_at_the_terminal(start_service: StartService) -> None:
+    async with start_service(RogueRuntime("answers")) as service:
+        row = await service.say(await service.group_jid("main"), "hello")
+        await service.settlement(row)
+    async with start_service(RogueRuntime("answers")) as service:
+        texts: asyncio.Queue[str] = asyncio.Queue()
+        with service.terminal.attached(await service.group_jid("main"), texts.put):
+            await service.flush_outbox()
+            assert texts.get_nowait() == "an answer"
+
+
+async def test_one_home_has_one_service(start_service: StartService) -> None:
+    async with start_service(RogueRuntime("answers")):
+        with pytest.raises(AlreadyRunning, match=f"process {os.getpid()}"):
+            async with start_service(RogueRuntime("answers")):
+                pass
+
+
+async def test_the_home_is_closed_to_everybody_else(start_service: StartService, tmp_path: Path) -> None:
+    async with start_service(RogueRuntime("answers")) as service:
+        await Chat(service).ask("hello")
+        assert (tmp_path / "home").stat().st_mode & 0o077 == 0
+        assert (tmp_path / "home/control.sock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.docker
+def test_a_container_of_a_service_that_was_killed_is_removed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = docker_runtime()
+    monkeypatch.setenv("CONTAINER_RUNTIME", "docker")
+    foreign = f"pynchy-ffffffffffff-{os.getpid()}"
+    docker.command(
+        "run", "--rm", "-d", "--name", foreign, "--entrypoint", "sleep", "pynchy-agent:latest", "300", timeout=60
+    )
+    try:
+        # One message to learn the installation's id, then a busy container is left behind.
+        busy = subprocess.Popen(
+            [sys.executable, "-m", "pynchy", "ask", "--demo", '/tool Bash {"command": "sleep 200"}'],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+        def ours() -> list[str]:
+            return [name for name in docker.list_running_containers() if "-main-" in name]
+
+        asyncio.run(asyncio.wait_for(until(lambda: bool(ours())), 60))
+        (left,) = ours()
+        busy.send_signal(signal.SIGKILL)
+        busy.wait()
+        assert pynchy("ask", "--demo", "--group", "none", "x").returncode == 1  # starts a service, and ends
+        assert left not in docker.list_running_containers()
+        assert foreign in docker.list_running_containers()
+    finally:
+        with suppress(Exception):
+            docker.stop(foreign)
