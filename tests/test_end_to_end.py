@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
+import httpx
 import pytest
-from support import CREDENTIAL, Chat, StartService
+from support import CREDENTIAL, RUNTIMES, Chat, StartService
 
 from pynchy.plugin import ContainerRuntime, PluginRegistry
-from pynchy.testing import ScriptedModel
+from pynchy.testing import Cut, Fail, ScriptedModel, Stall
 from pynchy_plugin_hello import HelloPlugin
 
 pytestmark = pytest.mark.anyio
@@ -65,6 +67,34 @@ async def test_what_the_agent_writes_stays_in_its_folder_and_its_memory_is_read_
     async with start_service(runtime) as service:
         await Chat(service).ask("hi")
     assert "Ada likes tea." in json.dumps(json.loads(model.requests[-1].body)["system"])
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.parametrize(
+    ("fault", "notice"),
+    [
+        (Fail(401, "invalid x-api-key"), r"I could not answer: Invalid API key .*\(HTTP 401\)\. Nothing was done\. .*"),
+        (Fail(529, "Overloaded"), r"I could not answer: API Error: 529 Overloaded\. .* again in a moment\. Nothing .*"),
+        (Cut(2), r"I could not answer: API Error: .* lost .*"),
+        (Stall(2), r"I could not answer: API Error: .* lost .*"),
+    ],
+    ids=["401", "529", "cut", "stall"],
+)
+async def test_a_model_that_fails_ends_in_a_notice_within_seconds_and_the_next_message_is_answered(
+    fault: Fail | Cut | Stall,
+    notice: str,
+    start_service: StartService,
+    model: ScriptedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pynchy.model_gateway._TIMEOUT", httpx.Timeout(1))
+    async with start_service(RUNTIMES["bubblewrap"]()) as service:
+        chat = Chat(service)
+        model.fail_next(fault, 5)
+        assert await chat.say("hello") is not None
+        assert re.fullmatch(notice, chat.texts.get_nowait())
+        model.succeed()
+        assert (await chat.ask("are you back?")).endswith("are you back?")
 
 
 #: Reads every environment and every file there is inside, and prints the paths where the needle is found.

@@ -7,6 +7,7 @@ records what came of it, so that every message ends as done or failed and every 
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Callable
 
@@ -34,6 +35,8 @@ LABEL_GROUP = "io.pynchy.group"
 
 #: What the SDK says when a conversation cannot be resumed.
 _LOST_SESSION = ("no conversation found", "session id")
+
+_GATEWAY_HINT = re.compile(r"If it persists, check your inference gateway \([^)]*\)\.?")
 
 Settled = Callable[[tuple[int, ...], str | None], None]
 
@@ -147,7 +150,7 @@ class Conversations:
         self._settled(output.ids, None)
 
     async def _record_failure(self, group: Group, ids: tuple[int, ...], reason: str, tools_used: bool) -> None:
-        notice = f"I could not answer: {reason}."
+        notice = f"I could not answer: {_plain(reason)}."
         if tools_used:
             notice += " I may have done a part of it already; look before you ask again."
         else:
@@ -155,6 +158,11 @@ class Conversations:
         await self._store.fail(group.jid, ids, reason, notice)
         self._wake_outbox()
         self._settled(ids, reason)
+
+
+def _plain(reason: str) -> str:
+    """A reason as people may read it: the SDK knows the model's API as an address inside the container."""
+    return _GATEWAY_HINT.sub("", reason).rstrip(" .")
 
 
 def agent_owner(settings: Settings) -> tuple[int, int]:

@@ -33,9 +33,12 @@ class DockerRuntime(OciRuntime):
                 [self.cli, "version", "--format", "{{.Server.Version}}"],
                 capture_output=True,
                 text=True,
+                errors="replace",
                 timeout=20,
                 stdin=subprocess.DEVNULL,
             )
+        except OSError as error:
+            raise RuntimeUnavailable(f"Docker cannot be started: {error}", "reinstall Docker") from None
         except subprocess.TimeoutExpired:
             raise RuntimeUnavailable("Docker did not answer within 20 s", "restart Docker") from None
         if done.returncode == 0:

@@ -91,7 +91,8 @@ def plugin_mount(spec: McpServerSpec) -> VolumeMount:
     source = spec.host_source.resolve(strict=True)
     target = f"{PLUGINS_PATH}/{spec.name}"
     if (source / "__init__.py").is_file():
-        target += f"/{source.name}"
+        # By the name it is imported under, which a link may give it.
+        target += f"/{Path(os.path.abspath(spec.host_source)).name}"  # noqa: PTH100 - it must not follow links
     return VolumeMount(str(source), target, readonly=True)
 
 

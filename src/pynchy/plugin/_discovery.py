@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from time import perf_counter
 from typing import Any
+from urllib.parse import unquote
 
 from pynchy.plugin._contracts import (
     ChannelPlugin,
@@ -27,6 +29,7 @@ from pynchy.plugin._validation import (
     check_skill_paths,
     check_tools,
 )
+from pynchy.types import tool_prefix
 
 GROUP = "pynchy.plugins"
 
@@ -57,16 +60,47 @@ def discover_plugins() -> PluginRegistry:
     """
     registry = PluginRegistry()
     taken = _Taken()
-    for entry_point in sorted(entry_points(group=GROUP), key=lambda ep: (ep.name, ep.value)):
-        record = _discover_one(entry_point, registry, taken)
-        registry.records.append(record)
+    found, unreadable = _entry_points()
+    registry.records += unreadable
+    for entry_point in found:
+        registry.records.append(_discover_one(entry_point, registry, taken))
+    for record in registry.records:
         if record.state is not State.READY:
-            logger.warning("plugin %s: %s; %s", entry_point.name, record.reason, record.remedy)
+            logger.warning("plugin %s: %s; %s", record.entry_point, record.reason, record.remedy)
     return registry
 
 
+def _entry_points() -> tuple[list[EntryPoint], list[PluginRecord]]:
+    """The group's entry points by name, and a record of each distribution whose own cannot be read."""
+    try:
+        found, unreadable = list(entry_points(group=GROUP)), []
+    except Exception:
+        found, unreadable = _readable_entry_points()
+    return sorted(found, key=lambda ep: (ep.name, ep.value)), unreadable
+
+
+def _readable_entry_points() -> tuple[list[EntryPoint], list[PluginRecord]]:
+    """The same one by one, so that a distribution with broken metadata is missed alone."""
+    found: list[EntryPoint] = []
+    unreadable: list[PluginRecord] = []
+    seen: set[str] = set()
+    for dist in distributions():
+        name = _attempt(lambda dist=dist: dist.name or "", "")
+        normalised = re.sub(r"[-_.]+", "-", name).lower()
+        if normalised and normalised in seen:
+            continue  # of two distributions of one name the first on the path counts
+        seen.add(normalised)
+        try:
+            found += dist.entry_points.select(group=GROUP)
+        except Exception as error:
+            record = _with_distribution(PluginRecord(name, "", State.FAILED, phase="find"), dist)
+            reason = f"its entry_points.txt cannot be read: {_words(error)}"
+            unreadable.append(replace(record, reason=reason, remedy=f"reinstall or uninstall {name or 'it'}"))
+    return found, unreadable
+
+
 class _Taken:
-    """The names that registered plugins hold, and who holds them."""
+    """The names that registered plugins hold, and who holds them. Servers by their tools' prefix."""
 
     def __init__(self) -> None:
         self.plugins: dict[str, str] = {}
@@ -75,7 +109,7 @@ class _Taken:
 
 def _discover_one(entry_point: EntryPoint, registry: PluginRegistry, taken: _Taken) -> PluginRecord:
     started = perf_counter()
-    record = _with_distribution(PluginRecord(entry_point.name, entry_point.value, State.READY), entry_point)
+    record = _with_distribution(PluginRecord(entry_point.name, entry_point.value, State.READY), entry_point.dist)
     phase = "load"
     try:
         loaded = entry_point.load()
@@ -85,11 +119,11 @@ def _discover_one(entry_point: EntryPoint, registry: PluginRegistry, taken: _Tak
         offer = _collect(plugin)
         record = replace(record, name=offer.name, types=offer.types, note=offer.note)
         phase = "register"
-        _check_conflicts(offer, taken)
+        _check_conflicts(offer, taken, record)
         _register(offer, registry)
         taken.plugins[offer.name] = entry_point.name
         if offer.server_name:
-            taken.servers[offer.server_name] = offer.name
+            taken.servers[tool_prefix(offer.server_name)] = offer.name
     except KeyboardInterrupt:
         raise
     except InvalidPlugin as error:
@@ -138,15 +172,16 @@ def _platform(plugin: RuntimePlugin) -> tuple[bool, str]:
     return False, "does not match this platform" + (f": {reason}" if reason else "")
 
 
-def _check_conflicts(offer: _Offer, taken: _Taken) -> None:
+def _check_conflicts(offer: _Offer, taken: _Taken, record: PluginRecord) -> None:
     if holder := taken.plugins.get(offer.name):
         raise _Conflict(
             f"the name {offer.name!r} already belongs to the plugin of entry point {holder!r}",
-            f"uninstall one of the two, or rename one (`pip uninstall {offer.name}` if it is unwanted)",
+            f"uninstall one of the two ({record.distribution or record.target} is this one), or rename one",
         )
-    if offer.server_name and (holder := taken.servers.get(offer.server_name)):
+    if offer.server_name and (holder := taken.servers.get(tool_prefix(offer.server_name))):
         raise _Conflict(
-            f"its MCP server is called {offer.server_name!r}, as that of plugin {holder!r} is",
+            f"the tools of its MCP server would be called {tool_prefix(offer.server_name)}*, as those of plugin "
+            f"{holder!r} are",
             "uninstall one of the two, or give the server another name",
         )
 
@@ -168,9 +203,13 @@ def _register(offer: _Offer, registry: PluginRegistry) -> None:
 
 
 def _one_line(error: BaseException, phase: str) -> str:
-    text = " ".join(_attempt(lambda: str(error), "").split())
     doing = {"load": "importing it", "create": "creating it", "collect": "asking what it offers"}
-    return f"{doing.get(phase, phase)} raised {type(error).__name__}" + (f": {text[:300]}" if text else "")
+    return f"{doing.get(phase, phase)} raised {_words(error)}"
+
+
+def _words(error: BaseException) -> str:
+    text = " ".join(_attempt(lambda: str(error), "").split())
+    return type(error).__name__ + (f": {text[:300]}" if text else "")
 
 
 def _remedy(error: BaseException, record: PluginRecord) -> str:
@@ -187,15 +226,14 @@ def _attempt(action: Callable[[], str], otherwise: str) -> str:
         return otherwise
 
 
-def _with_distribution(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
-    """Where the entry point comes from; empty strings where its metadata is broken."""
-    dist = entry_point.dist
+def _with_distribution(record: PluginRecord, dist: Distribution | None) -> PluginRecord:
+    """Where an entry point comes from; empty strings where its metadata is broken."""
     if dist is None:
         return record
     return replace(
         record,
-        distribution=_attempt(lambda: dist.name, ""),
-        version=_attempt(lambda: dist.version, ""),
+        distribution=_attempt(lambda: dist.name or "", ""),
+        version=_attempt(lambda: dist.version or "", ""),
         origin=_attempt(lambda: _origin(dist.read_text("direct_url.json")), ""),
     )
 
@@ -206,8 +244,10 @@ def _origin(direct_url: str | None) -> str:
         return "index"
     data = json.loads(direct_url)
     url = str(data["url"])
+    if url.startswith("file://"):
+        url = unquote(url.removeprefix("file://"))
     if data.get("dir_info", {}).get("editable"):
-        return f"editable {url.removeprefix('file://')}"
+        return f"editable {url}"
     if vcs := data.get("vcs_info", {}).get("vcs"):
         return f"{vcs} {url}"
-    return url.removeprefix("file://")
+    return url

@@ -39,7 +39,7 @@ class State(StrEnum):
 class PluginRecord:
     """One entry point of the group `pynchy.plugins`, whatever became of it.
 
-    `phase` is how far it came (load, create, collect, register), `milliseconds` how long that took. `reason`
+    `phase` is how far it came (find, load, create, collect, register), `milliseconds` how long that took. `reason`
     says what is wrong and `remedy` what to do, each one sentence; both are empty for a ready plugin.
     `note` is what a ready plugin has to say, such as why a runtime does not match here.
     """
@@ -85,4 +85,4 @@ class PluginRegistry:
 
     def replace_record(self, name: str, record: PluginRecord) -> None:
         """Put a newer record in the place of the ready one of plugin `name`."""
-        self.records = [record if old.name == name else old for old in self.records]
+        self.records = [record if old.name == name and old.state is State.READY else old for old in self.records]

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -92,7 +93,8 @@ class OciRuntime:
             args += ["--user", f"{uid}:{gid}"]
             owner = f",uid={uid},gid={gid}"
         # Docker's own defaults for a tmpfs are noexec and no owner; a home needs to run what it holds.
-        args += ["--tmpfs", f"{AGENT_HOME}:rw,exec,nosuid,nodev,mode=0700,size=1g{owner}"]
+        mode = "0700" if spec.user else "1777"  # the image's user, whose number only the image knows
+        args += ["--tmpfs", f"{AGENT_HOME}:rw,exec,nosuid,nodev,mode={mode},size=1g{owner}"]
         args += ["--tmpfs", "/tmp:rw,exec,nosuid,nodev,mode=1777,size=1g"]  # noqa: S108 - inside the container
         if spec.memory_bytes:
             args += ["--memory", str(spec.memory_bytes), "--memory-swap", str(spec.memory_bytes)]
@@ -109,17 +111,33 @@ class OciRuntime:
         return [*args, spec.image]
 
     def stop(self, name: str) -> None:
-        """Kill the container and return once it is gone."""
-        self.command("rm", "--force", name, check=False)
+        """Kill the container and return once it is gone; RuntimeUnavailable where that cannot be seen."""
+        deadline = time.monotonic() + 30
+        while True:
+            # It may be gone already, or another removal may be under way: what counts is what is left.
+            self.command("rm", "--force", name, check=False)
+            left = self.command("ps", "--all", "--filter", f"name={name}", "--format", "{{.Names}}")
+            if name not in left.split():
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeUnavailable(f"the container {name} does not end", f"try `{self.cli} rm --force {name}`")
+            time.sleep(0.05)
 
     def command(self, *args: str, timeout: float = 30, check: bool = True) -> str:
         """Run the command line and return its stdout; RuntimeUnavailable where it fails or hangs."""
         try:
             done = subprocess.run(
-                [self.cli, *args], capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+                [self.cli, *args],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                stdin=subprocess.DEVNULL,
             )
         except FileNotFoundError:
             raise RuntimeUnavailable(f"{self.cli} is not installed", f"install {self.cli}") from None
+        except OSError as error:
+            raise RuntimeUnavailable(f"{self.cli} cannot be started: {error}", f"reinstall {self.cli}") from None
         except subprocess.TimeoutExpired:
             raise RuntimeUnavailable(
                 f"`{self.cli} {args[0]}` did not answer within {timeout:.0f} s", f"restart {self.cli}"
@@ -159,7 +177,7 @@ def runtime_candidates(registry: PluginRegistry) -> list[Candidate]:
     for plugin in list(registry.runtimes):
         try:
             candidates.append(Candidate(plugin.name, int(plugin.priority), plugin))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _record_failure(registry, plugin, error, "priority")
     return sorted(candidates, key=lambda candidate: (-candidate.priority, candidate.name))
 
@@ -187,16 +205,24 @@ def select_runtime(registry: PluginRegistry) -> ContainerRuntime:
 
 def _by_name(registry: PluginRegistry, wanted: str) -> ContainerRuntime:
     known = {"docker"}
+    broken = []
     plugins = [*registry.runtimes, *registry.unmatched_runtimes]
     # A plugin's own name first, so that one broken plugin cannot hide another.
     for plugin in sorted(plugins, key=lambda plugin: plugin.name != wanted):
         known.add(plugin.name)
         runtime = _create(registry, plugin)
         if runtime is None:
+            broken.append(plugin.name)
             continue
         known.add(runtime.name)
         if wanted in (plugin.name, runtime.name.lower()):
             return runtime
+    if wanted in broken:
+        reasons = [record.reason for record in registry.records if record.name == wanted and record.reason]
+        raise RuntimeError(
+            f"CONTAINER_RUNTIME={wanted!r} cannot be used ({'; '.join(reasons) or 'its plugin raised'}); "
+            f"available: {', '.join(sorted(known - set(broken)))}. Mend or uninstall the plugin, or unset it."
+        )
     raise RuntimeError(
         f"Unknown CONTAINER_RUNTIME={wanted!r}; available: {', '.join(sorted(known))}. "
         f"Set it to one of these, install the plugin that provides it, or unset it."
@@ -208,21 +234,27 @@ def _create(registry: PluginRegistry, plugin: RuntimePlugin) -> ContainerRuntime
         runtime = plugin.create_runtime()
         if not isinstance(runtime, ContainerRuntime):
             raise TypeError(f"create_runtime() returned {type(runtime).__name__}, which is no ContainerRuntime")
-    except Exception as error:
+        if not isinstance(runtime.name, str) or not isinstance(runtime.cli, str):
+            raise TypeError(f"the name or the cli of {type(runtime).__name__} is no string")
+    except (Exception, SystemExit) as error:
         _record_failure(registry, plugin, error, "create_runtime")
         return None
     return runtime
 
 
-def _record_failure(registry: PluginRegistry, plugin: RuntimePlugin, error: Exception, phase: str) -> None:
-    logger.warning("runtime plugin %s: %s raised %s: %s", plugin.name, phase, type(error).__name__, error)
+def _record_failure(registry: PluginRegistry, plugin: RuntimePlugin, error: BaseException, phase: str) -> None:
+    try:
+        reason = f"{phase} raised {type(error).__name__}: {error}"
+    except Exception:  # an error that cannot even be printed
+        reason = f"{phase} raised {type(error).__name__}"
+    logger.warning("runtime plugin %s: %s", plugin.name, reason)
     for record in registry.records:
-        if record.name == plugin.name:
+        if record.name == plugin.name and record.state is State.READY:
             failed = replace(
                 record,
                 state=State.FAILED,
                 phase=phase,
-                reason=f"{phase} raised {type(error).__name__}: {error}",
+                reason=reason,
                 remedy=f"update or uninstall {record.distribution or plugin.name}",
             )
             registry.replace_record(plugin.name, failed)

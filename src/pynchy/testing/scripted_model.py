@@ -104,6 +104,10 @@ class ScriptedModel:
         """Let the next `times` requests end in `fault`."""
         self._faults.extend([fault] * times)
 
+    def succeed(self) -> None:
+        """Forget the faults that are still queued."""
+        self._faults.clear()
+
     async def _handle(self, request: Request, exchange: Exchange) -> None:
         self.requests.append(request)
         path = request.target.partition("?")[0]
