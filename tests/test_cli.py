@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -315,3 +316,32 @@ def test_a_runtime_that_was_asked_for_is_never_replaced_by_none(no_sandbox: dict
     done = pynchy("ask", "--demo", "hello", env={**no_sandbox, "CONTAINER_RUNTIME": "bubblewrap"})
     assert done.returncode == 1
     assert "no sandbox can start here" in done.stderr
+
+
+# --- at a real terminal ---------------------------------------------------------------------------------------
+
+
+def read_until(terminal: int, words: str) -> str:
+    """What the terminal shows up to and including these words; the test's time limit ends a wait in vain."""
+    shown = ""
+    while words not in shown:
+        shown += os.read(terminal, 4096).decode("utf-8", "replace")
+    return shown
+
+
+def test_a_chat_at_a_terminal_shows_answers_as_they_come_and_ends_with_ctrl_d(any_runtime: str) -> None:
+    terminal, its_end = pty.openpty()
+    chat = subprocess.Popen(
+        [sys.executable, "-m", "pynchy", "chat", "--demo"], stdin=its_end, stdout=its_end, stderr=subprocess.PIPE
+    )
+    os.close(its_end)
+    try:
+        read_until(terminal, "Ctrl-D ends the chat.")
+        os.write(terminal, b"hello\r")
+        read_until(terminal, "You said: hello")
+        os.write(terminal, b"\x04")
+        assert chat.wait(timeout=30) == 0
+    finally:
+        chat.kill()
+        chat.communicate()
+        os.close(terminal)

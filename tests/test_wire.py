@@ -1,4 +1,4 @@
-"""The frames across the wall: what is sent arrives, nothing waits for something long, and garbage is refused."""
+"""The frames across the wall: what is sent arrives, short goes before long, and garbage is refused."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ bodies = st.binary(max_size=300) | st.builds(
 
 @st.composite
 def frames(draw: st.DrawFn) -> Frame:
-    fields = draw(
-        st.dictionaries(st.text().filter(lambda key: key not in _RESERVED), json_values, max_size=3)
-    )
+    fields = draw(st.dictionaries(st.text().filter(lambda key: key not in _RESERVED), json_values, max_size=3))
     stream = draw(ids)
     return Frame(draw(st.text()), fields if stream is None else {**fields, "id": stream}, draw(bodies))
 
@@ -120,9 +118,7 @@ async def writing(gate: Gate) -> AsyncIterator[tuple[FrameWriter, asyncio.Task[N
 
 @given(st.lists(frames(), max_size=5), st.data())
 @settings(deadline=None, max_examples=150)
-async def test_frames_arrive_as_they_were_wherever_the_stream_is_cut(
-    sent: list[Frame], data: st.DataObject
-) -> None:
+async def test_frames_arrive_as_they_were_wherever_the_stream_is_cut(sent: list[Frame], data: st.DataObject) -> None:
     stream = b"".join(piece for frame in sent for piece in encode(frame))
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=30))
     assert await read_all(stream, cuts) == sent
@@ -172,9 +168,7 @@ async def test_a_json_body_survives_even_with_half_a_surrogate_pair_in_it(value:
     assert frame.fields["note"] == value
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff\xfe", b"[" * 200_000], ids=["empty", "cut", "binary", "deep"]
-)
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 200_000], ids=["empty", "cut", "binary", "deep"])
 async def test_a_body_that_is_not_json_is_a_wire_error(body: bytes) -> None:
     with pytest.raises(WireError, match="the body of a 'result' frame is not JSON"):
         Frame("result", {}, body).json_body()
@@ -359,9 +353,7 @@ async def test_a_line_that_is_no_frame_is_refused(line: bytes) -> None:
         await read_all(b'{"type":"fine"}\n' + line + b'{"type":"fine"}\n')
 
 
-@pytest.mark.parametrize(
-    "size", ["-1", "65537", "1" + "0" * 30, "true", '"1"', "1.0", "1e3", "null", "[]", "NaN"]
-)
+@pytest.mark.parametrize("size", ["-1", "65537", "1" + "0" * 30, "true", '"1"', "1.0", "1e3", "null", "[]", "NaN"])
 async def test_an_impossible_size_is_refused(size: str) -> None:
     with pytest.raises(WireError, match="impossible size"):
         await read_all(f'{{"type":"x","bytes":{size}}}\n'.encode() + b"x" * 70_000)
@@ -470,8 +462,7 @@ heads = st.builds(
 async def test_arbitrary_bytes_are_frames_or_a_wire_error_and_nothing_else(parts: list[bytes]) -> None:
     try:
         received = await read_all(b"".join(parts))
-    except WireError as error:
-        assert len(str(error)) < 1000
-    else:
-        # What was taken for frames can be written and read again.
-        assert await read_all(b"".join(piece for frame in received for piece in encode(frame))) == received
+    except WireError:
+        return
+    # What was taken for frames can be written and read again.
+    assert await read_all(b"".join(piece for frame in received for piece in encode(frame))) == received

@@ -146,6 +146,7 @@ class LoopbackServer:
         """Read one request and answer it; True when the connection can carry another."""
         head: h11.Request | None = None
         body = bytearray()
+        size = 0
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
@@ -155,22 +156,25 @@ class LoopbackServer:
             elif isinstance(event, h11.Request):
                 head = event
             elif isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > MAX_REQUEST_BYTES:
-                    await Exchange(connection, writer).reply(413, b'{"error":"request too large"}')
-                    return False
+                size += len(event.data)
+                if size <= MAX_REQUEST_BYTES:
+                    body += event.data
             elif isinstance(event, h11.EndOfMessage):
                 break
             else:  # ConnectionClosed, or PAUSED by an upgrade that nobody offered
                 return False
         assert head is not None
+        exchange = Exchange(connection, writer)
+        if size > MAX_REQUEST_BYTES:
+            # Only now that all was read: closing on unread data is a reset, and the client sees no answer.
+            await exchange.reply(413, b'{"error":"request too large"}')
+            return connection.our_state is h11.DONE
         request = Request(
             head.method.decode("ascii"),
             head.target.decode("latin-1"),
             tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in head.headers),
             bytes(body),
         )
-        exchange = Exchange(connection, writer)
         await self._run_handler(request, exchange, connection, reader)
         return exchange.ended and connection.our_state is h11.DONE and connection.their_state is h11.DONE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,14 +45,17 @@ class BubblewrapRuntime:
         if os.geteuid() == 0 and shutil.which("setpriv") is None:
             raise RuntimeUnavailable("setpriv is missing, which drops root inside the sandbox", "install util-linux")
         spec = RunSpec((), "pynchy-probe", "", user=_agent_user(None))
-        done = subprocess.run(
-            [self.cli, *_sandbox(spec), *_drop_privileges(spec), "/usr/bin/true"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            stdin=subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
-        )
+        try:
+            done = subprocess.run(
+                [self.cli, *_sandbox(spec), *_drop_privileges(spec), "/usr/bin/true"],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                stdin=subprocess.DEVNULL,
+                env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise RuntimeUnavailable(f"{self.cli} does not work ({error})", "reinstall bubblewrap") from None
         if done.returncode:
             raise RuntimeUnavailable(f"no sandbox can start here ({done.stderr.strip()[-200:]})", _cause())
 
@@ -163,8 +167,9 @@ def _sandbox(spec: RunSpec) -> list[str]:
     for name in _ETC:
         args += _bind("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
     args += ["--proc", "/proc", "--dev", "/dev"]
-    for path in ("/tmp", _HOME):  # noqa: S108 - inside the sandbox, which has one user
+    for path in ("/tmp", _HOME, "/dev/shm"):  # noqa: S108 - inside the sandbox, which has one user
         args += [*_parents(path), "--perms", "1777", "--size", str(_MEMORY_DISK_BYTES), "--tmpfs", path]
+    args += ["--remount-ro", "/dev"]  # it is the agent's own where no root mounts it, and has no limit
     args += _interpreter()
     return args
 
@@ -213,18 +218,34 @@ def _drop_privileges(spec: RunSpec) -> list[str]:
 
 
 def _sandboxes() -> list[tuple[int, str]]:
-    """Every process that was started as a sandbox of ours, with the sandbox's name."""
+    """Every process that holds up a sandbox of ours, with the sandbox's name.
+
+    Those are bwrap itself outside and the first process inside. What an agent starts can call itself what it
+    likes, but it is neither.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
         try:
             words = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+            if Path(words[0]).name != "bwrap" or _NAME_VARIABLE not in words or not _outermost(entry):
+                continue
         except OSError:
             continue
-        if Path(words[0]).name == "bwrap" and _NAME_VARIABLE in words:
+        else:
             found.append((int(entry.name), words[words.index(_NAME_VARIABLE) + 1]))
     return found
+
+
+def _outermost(process: Path) -> bool:
+    """Whether it runs among the host's processes, or is the first of a namespace right below them."""
+    status = (process / "status").read_text(errors="replace")
+    numbers = re.search(r"^NSpid:(.*)$", status, re.MULTILINE)
+    match numbers[1].split() if numbers else []:
+        case [_] | [_, "1"]:
+            return True
+    return False
 
 
 def _cause() -> str:
