@@ -16,7 +16,7 @@ import pytest
 from support import RUNTIMES, pynchy, without_docker
 
 GREET = '/tool mcp__hello__greet {"name": "Ada"}'
-HELLO_ADA = "Hello, Ada! This greeting was made inside the agent's container."
+HELLO_ADA = "Hello, Ada! The hello plugin sends this greeting."
 
 
 @pytest.fixture(params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in RUNTIMES])

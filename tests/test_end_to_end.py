@@ -34,7 +34,7 @@ async def test_a_message_is_answered_and_the_next_one_by_the_same_agent(
 async def test_the_tool_of_an_mcp_plugin_answers(runtime: ContainerRuntime, start_service: StartService) -> None:
     async with start_service(runtime, PluginRegistry(mcp_servers=[HelloPlugin()])) as service:
         answer = await Chat(service).ask('/tool mcp__hello__greet {"name": "Ada"}')
-    assert answer == "Hello, Ada! This greeting was made inside the agent's container."
+    assert answer == "Hello, Ada! The hello plugin sends this greeting."
 
 
 async def test_send_message_goes_out_before_the_answer(runtime: ContainerRuntime, start_service: StartService) -> None:

@@ -70,12 +70,17 @@ def choose_runtime(registry: PluginRegistry, *, sandbox_optional: bool) -> Chose
         runtime.ensure_running()
     except RuntimeUnavailable as error:
         if not sandbox_optional or os.environ.get("CONTAINER_RUNTIME", "").strip():
-            raise CannotStart(f"No sandbox for the agent: {error}.") from None
+            raise CannotStart(f"No sandbox for the agent: {_with_mismatches(error, registry)}.") from None
         from pynchy.testing import ProcessRuntime
 
-        warning = f"THIS IS NO SANDBOX: the agent runs as a plain process, with your rights ({error})."
+        warning = f"THIS IS NO SANDBOX: the agent runs as a plain process, with your rights. {_with_mismatches(error, registry)}."
         chosen = ChosenRuntime(ProcessRuntime(), warning)
     return chosen
+
+
+def _with_mismatches(error: RuntimeUnavailable, registry: PluginRegistry) -> str:
+    """Why the chosen runtime does not work, and why the other ones were not chosen."""
+    return "; ".join([str(error), *(f"{record.name} {record.note}" for record in registry.records if record.note)])
 
 
 def check_image(runtime: ContainerRuntime) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -119,9 +120,11 @@ class Store:
     async def open(cls, path: Path) -> AsyncIterator[Store]:
         """Open or create the database, bring its schema up to date, and close it at the end."""
         try:
-            db = await aiosqlite.connect(path, isolation_level=None)
-        except aiosqlite.Error as error:
+            # Not by aiosqlite.connect(): where that fails it leaves a thread that may outlive the event loop.
+            opened = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
             raise StoreError(f"cannot open the database {path}: {error}") from None
+        db = await aiosqlite.Connection(lambda: opened, iter_chunk_size=64)
         try:
             store = cls(db)
             try:

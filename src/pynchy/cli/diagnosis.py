@@ -94,7 +94,7 @@ def _runtime(registry: PluginRegistry) -> list[Finding]:
     try:
         runtime.ensure_running()
     except RuntimeUnavailable as error:
-        return [Finding("runtime", f"{runtime.name}: {error.args[0]}", error.remedy)]
+        return [Finding("runtime", "; ".join([f"{runtime.name}: {error.args[0]}", *skipped]), error.remedy)]
     try:
         if check := getattr(runtime, "check_image", None):
             check(agent_image())

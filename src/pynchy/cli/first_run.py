@@ -33,8 +33,8 @@ def main() -> int:
     if sys.stdin.isatty() and sys.stdout.isatty():
         return talk.chat("main", demo)
     example = _DEMO_EXAMPLE if demo else _EXAMPLE
-    print(f"you:    {example}\npynchy: ", end="", flush=True)
-    return talk.ask(example, "main", demo, timeout=300)
+    print(f"you:    {example}", flush=True)
+    return talk.ask(example, "main", demo, timeout=300, label="pynchy: ")
 
 
 if __name__ == "__main__":

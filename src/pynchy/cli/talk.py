@@ -50,15 +50,15 @@ def run_service(demo: bool) -> int:
     return _guarded(serve)
 
 
-def ask(text: str, group: str, demo: bool, timeout: float) -> int:
-    """`pynchy ask`: one message, its answer on stdout."""
+def ask(text: str, group: str, demo: bool, timeout: float, label: str = "") -> int:
+    """`pynchy ask`: one message, its answer on stdout, with `label` before it."""
 
     async def talk(door: Callable[[], Awaitable[Peer]]) -> int:
         peer = await door()
         try:
             async with asyncio.timeout(timeout):
                 await peer.send(op="ask", group=group, text=text)
-                return await _print_answer(peer)
+                return await _print_answer(peer, label)
         except TimeoutError:
             return complain(
                 f"No answer within {timeout:g} s. The message is kept: `pynchy chat` will show what comes of it."
@@ -71,13 +71,13 @@ def ask(text: str, group: str, demo: bool, timeout: float) -> int:
     return _guarded(lambda: _reach(demo, talk))
 
 
-async def _print_answer(peer: Peer) -> int:
+async def _print_answer(peer: Peer, label: str = "") -> int:
     while (event := await peer.receive()) is not None:
         if event["event"] == "text":
             if event.get("earlier"):
                 tell(f"(from earlier) {event['text']}")
             else:
-                print(event["text"], flush=True)
+                print(label + event["text"], flush=True)
         elif event["event"] == "settled":
             return 0 if event["error"] is None else 1
         elif event["event"] == "error":

@@ -8,7 +8,7 @@ server = MCPServer("hello")
 @server.tool(structured_output=False)  # plain text is what the agent should read
 def greet(name: str) -> str:
     """Greet somebody by name."""
-    return f"Hello, {name}! This greeting was made inside the agent's container."
+    return f"Hello, {name}! The hello plugin sends this greeting."
 
 
 if __name__ == "__main__":

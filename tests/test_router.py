@@ -1,0 +1,128 @@
+"""Text in, text out: nothing a person writes is lost or taken for markup, and what is internal stays."""
+
+from __future__ import annotations
+
+import html
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pynchy.channels.terminal import TerminalChannel
+from pynchy.router import format_prompt, outbound_text, visible_text
+from pynchy.store import StoredMessage
+from pynchy.testing.scripted_model import unwrap
+from pynchy.types import Channel
+
+NOON = datetime(2024, 5, 1, 12, 0, 0, 987654, tzinfo=UTC)
+
+#: Every character that UTF-8 has; and those among them that XML 1.0 can have in a text (Char, section 2.2).
+any_text = st.text()
+xml_text = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff")
+    | st.sampled_from("\t\n<>&\"'")
+)
+
+
+def stored(content: str, sender: str = "Ada") -> StoredMessage:
+    return StoredMessage(1, sender, content, NOON)
+
+
+def test_a_prompt_names_the_sender_and_the_local_time_of_each_message() -> None:
+    moment = NOON.astimezone().isoformat(timespec="seconds")
+    assert format_prompt([stored("hello"), stored("and <b>", 'B & "o"')]) == (
+        "<messages>\n"
+        f'<message sender="Ada" time="{moment}">hello</message>\n'
+        f'<message sender=\'B &amp; "o"\' time="{moment}">and &lt;b&gt;</message>\n'
+        "</messages>"
+    )
+
+
+@given(st.lists(st.tuples(any_text, any_text), min_size=1, max_size=4))
+def test_whatever_is_written_is_what_arrives(messages: list[tuple[str, str]]) -> None:
+    prompt = format_prompt([stored(content, sender) for content, sender in messages])
+    assert unwrap(prompt) == "\n".join(content.strip() for content, _ in messages)
+
+
+@given(st.lists(st.tuples(xml_text, xml_text), min_size=1, max_size=4))
+def test_a_prompt_is_xml_with_exactly_the_messages_in_it(messages: list[tuple[str, str]]) -> None:
+    root = ElementTree.fromstring(format_prompt([stored(content, sender) for content, sender in messages]))
+    assert root.tag == "messages"
+    assert [(child.tag, child.text or "", child.attrib["sender"], len(child)) for child in root] == [
+        ("message", content, sender, 0) for content, sender in messages
+    ]
+
+
+@given(any_text)
+def test_no_name_can_leave_its_attribute_or_its_line(sender: str) -> None:
+    line = format_prompt([stored("text", sender)]).split("\n")[1]
+    head, _, rest = line.partition(" time=")
+    assert rest.endswith(">text</message>")
+    quoted = head.removeprefix("<message sender=")
+    assert quoted[0] == quoted[-1]
+    assert quoted[0] in "\"'"
+    assert not set(quoted[1:-1]) & {"<", ">", quoted[0], "\n", "\r", "\t"}
+    assert html.unescape(quoted[1:-1]) == sender or any(ord(character) < 32 for character in sender)
+
+
+@pytest.mark.parametrize(
+    ("answer", "visible"),
+    [
+        (None, ""),
+        ("", ""),
+        ("  hello\n", "hello"),
+        ("<internal>hm</internal>hello", "hello"),
+        ("a <internal>x</internal>b<internal>y</internal> c", "a b c"),
+        ("a <internal>\nseveral\nlines\n</internal>\nb", "a \nb"),
+        ("<INTERNAL>loud</Internal>b", "b"),
+        ("a <internal>never closed", "a"),
+        ("a <internal>x</internal> b <internal>open\nto the end", "a  b"),
+        ("<internal></internal>", ""),
+        ("<internal>only this</internal>\n", ""),
+        ("1 < 2 and <internals> is another word", "1 < 2 and <internals> is another word"),
+        ("&lt;internal&gt;talked about&lt;/internal&gt;", "&lt;internal&gt;talked about&lt;/internal&gt;"),
+    ],
+)
+def test_internal_blocks_are_left_out(answer: str | None, visible: str) -> None:
+    assert visible_text(answer) == visible
+
+
+@given(st.lists(st.sampled_from(["<internal>", "</internal>", "<INTERNAL>", "secret", "\n", " "]), max_size=12))
+def test_what_follows_an_opened_block_is_not_seen_before_it_is_closed(parts: list[str]) -> None:
+    opened, seen = False, ""
+    for part in parts:
+        if opened:
+            opened = part != "</internal>"
+        elif part.lower() == "<internal>":
+            opened = True
+        else:
+            seen += part
+    assert visible_text("".join(parts)) == seen.strip()
+
+
+def test_an_endless_row_of_opened_blocks_takes_no_time() -> None:
+    assert visible_text("seen" + "<internal>" * 200_000) == "seen"
+    assert visible_text("<internal" * 200_000) == "<internal" * 200_000
+
+
+@dataclass
+class Silent:
+    """A channel that says nothing about prefixes."""
+
+    name: str = "silent"
+
+
+@dataclass
+class Saying(Silent):
+    prefix_assistant_name: bool = True
+
+
+def test_a_text_goes_out_under_the_assistants_name_unless_the_channel_says_otherwise() -> None:
+    assert outbound_text(cast("Channel", Silent()), "hi", "Pynchy") == "Pynchy: hi"
+    assert outbound_text(cast("Channel", Saying(prefix_assistant_name=True)), "hi", "Ada's") == "Ada's: hi"
+    assert outbound_text(cast("Channel", Saying(prefix_assistant_name=False)), "hi", "Pynchy") == "hi"
+    assert outbound_text(TerminalChannel(), "hi", "Pynchy") == "hi"
