@@ -22,6 +22,9 @@ REPOSITORY = Path(__file__).parents[1]
 #: What the services of the tests have for a model credential; it must not be found inside a container.
 CREDENTIAL = "sk-ant-test-0123456789-must-stay-outside"
 
+#: A command that takes longer than any test. (The SDK's Bash tool refuses a plain `sleep`.)
+BUSY = "python3 -c 'import time; time.sleep(300)'"
+
 StartService = Callable[..., AbstractAsyncContextManager[Service]]
 
 
@@ -65,7 +68,7 @@ def pynchy(*args: str, env: dict[str, str] | None = None, **options: object) -> 
         capture_output=True,
         text=True,
         timeout=90,
-        stdin=subprocess.DEVNULL,
+        **({} if "input" in options else {"stdin": subprocess.DEVNULL}),
         env={**os.environ, **(env or {})},
         **options,  # type: ignore[call-overload]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from support import Chat, RogueRuntime, StartService, docker_runtime, pynchy
+from support import BUSY, Chat, RogueRuntime, StartService, docker_runtime, pynchy
 
 from pynchy.app import AlreadyRunning, Service
 from pynchy.channels.terminal import terminal_jid
@@ -138,7 +139,7 @@ def test_a_container_of_a_service_that_was_killed_is_removed_by_the_next_one(
     try:
         # One message to learn the installation's id, then a busy container is left behind.
         busy = subprocess.Popen(
-            [sys.executable, "-m", "pynchy", "ask", "--demo", '/tool Bash {"command": "sleep 200"}'],
+            [sys.executable, "-m", "pynchy", "ask", "--demo", f"/tool Bash {json.dumps({'command': BUSY})}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import RUNTIMES, pynchy, without_docker
+from support import BUSY, RUNTIMES, pynchy, without_docker
 
 GREET = '/tool mcp__hello__greet {"name": "Ada"}'
 HELLO_ADA = "Hello, Ada! The hello plugin sends this greeting."
@@ -226,6 +226,26 @@ def test_an_empty_message_is_refused(text: str) -> None:
     assert "The message is empty" in done.stderr
 
 
+def test_text_that_is_not_utf8_is_taken_as_far_as_it_can_be_read(any_runtime: str) -> None:
+    done = pynchy("ask", "--demo", os.fsdecode(b"caf\xe9 \xf0\x9f\x98\x80"))
+    assert (done.stdout, done.returncode) == ("You said: caf? \U0001f600\n", 0)
+
+
+def test_a_message_that_is_too_long_is_refused_with_the_limit(any_runtime: str) -> None:
+    done = pynchy("chat", "--demo", input="x" * 200_001)
+    assert done.returncode == 1
+    assert "The message has 200001 characters; 200000 is the most" in done.stderr
+
+
+def test_a_file_that_is_no_database_is_left_alone_and_named(any_runtime: str, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/pynchy.db").write_text("something else entirely " * 10)
+    done = pynchy("ask", "--demo", "hello")
+    assert done.returncode == 1
+    assert "pynchy.db: file is not a database; restore it from a backup" in done.stderr
+    assert (tmp_path / "home/pynchy.db").read_text() == "something else entirely " * 10
+
+
 def test_an_unknown_group_is_refused_and_the_known_ones_are_listed(any_runtime: str) -> None:
     done = pynchy("ask", "--demo", "--group", "../../etc", "hello")
     assert done.returncode == 1
@@ -233,11 +253,11 @@ def test_an_unknown_group_is_refused_and_the_known_ones_are_listed(any_runtime: 
 
 
 def test_a_question_that_takes_too_long_is_kept(any_runtime: str) -> None:
-    slow = json.dumps({"command": "sleep 30"})
     with running_service("--demo"):
-        late = pynchy("ask", "--timeout", "0.5", f"/tool Bash {slow}")
+        pynchy("ask", "the agent is up")
+        late = pynchy("ask", "--timeout", "1", f"/tool Bash {json.dumps({'command': BUSY})}")
     assert late.returncode == 1
-    assert "No answer within 0.5 s. The message is kept" in late.stderr
+    assert "No answer within 1 s. The message is kept" in late.stderr
 
 
 def test_help_and_python_m_pynchy_work() -> None:

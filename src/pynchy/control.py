@@ -49,7 +49,7 @@ class Peer:
         """Send one message; ConnectionError where the other side is gone."""
         if self._writer.is_closing():
             raise ConnectionResetError("the other side has closed")
-        self._writer.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
+        self._writer.write(json.dumps(message).encode() + b"\n")
         await self._writer.drain()
 
     async def receive(self) -> dict[str, Any] | None:

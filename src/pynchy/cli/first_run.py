@@ -30,6 +30,8 @@ def main() -> int:
         return complain(str(error))
     except RuntimeUnavailable as error:
         return complain(f"{error}.")
+    except OSError as error:
+        return complain(f"{error.filename or 'the system'}: {error.strerror or error}.")
     if sys.stdin.isatty() and sys.stdout.isatty():
         return talk.chat("main", demo)
     example = _DEMO_EXAMPLE if demo else _EXAMPLE

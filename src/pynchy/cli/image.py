@@ -18,6 +18,8 @@ def build(if_missing: bool, runtime_name: str | None) -> int:
         build_for(get_runtime(discover_plugins()), if_missing)
     except (RuntimeError, RuntimeUnavailable) as error:
         return complain(f"{error}.")
+    except OSError as error:
+        return complain(f"{error.filename or 'the system'}: {error.strerror or error}.")
     return 0
 
 

@@ -14,10 +14,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from pynchy.agent_environment import AgentEnvironment
 from pynchy.plugin import RuntimeUnavailable, VolumeMount
+
+#: Tells the runner where its workspace is, and us whose processes they are.
+_VARIABLE = "PYNCHY_WORKSPACE"
 
 
 class ProcessRuntime:
@@ -50,11 +54,9 @@ class ProcessRuntime:
         return sorted(path.name for path in _base().iterdir() if path.name.startswith(prefix) and _group(path))
 
     def stop(self, name: str) -> None:
-        """End the agent's processes and remove its temporary home."""
+        """End the agent's processes and remove its temporary home; returns once none of them is left."""
         root = _base() / name
-        if group := _group(root):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+        _end(root)
         shutil.rmtree(root, ignore_errors=True)
 
 
@@ -77,6 +79,36 @@ def _group(root: Path) -> int | None:
     return group
 
 
+def _end(root: Path) -> None:
+    """Kill what runs in `root`: the agent's process group, and what has made a group of its own.
+
+    The second, which is what the commands of the agent's shell do, can be found on Linux only.
+    """
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if group := _group(root):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+        strays = _started_in(root)
+        for pid in strays:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not strays:
+            return
+        time.sleep(0.01)
+
+
+def _started_in(root: Path) -> list[int]:
+    """The processes that inherited `root` in their environment."""
+    marker = f"{_VARIABLE}={root / 'workspace'}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if marker in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
 def main(name: str, python: str, *links: str) -> int:
     """Lay out the temporary home, run the agent in a process group of its own, clean up behind it."""
     root = _base() / name
@@ -90,17 +122,17 @@ def main(name: str, python: str, *links: str) -> int:
         "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "HOME": str(root / "home"),
         "LANG": "C.UTF-8",
-        "PYNCHY_WORKSPACE": str(root / "workspace"),
+        _VARIABLE: str(root / "workspace"),
     }
-    agent = subprocess.Popen([python, str(root / "opt" / "pynchy")], env=env, start_new_session=True)
-    (root / "pid").write_text(str(agent.pid))
+    # The shell notes down its pid before it becomes the agent, so that none can run that `stop` misses.
+    command = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(root / "pid"), python, str(root / "opt" / "pynchy")]
+    agent = subprocess.Popen(command, env=env, start_new_session=True)
     # The pipe belongs to the agent alone: when it ends, the host must see the end.
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
     code = agent.wait()
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(agent.pid, signal.SIGKILL)  # what it may have left running
+    _end(root)  # what it may have left running
     shutil.rmtree(root, ignore_errors=True)
     return code
 
