@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import sqlite3
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,19 @@ class NoHost:
     forward_model_request = unsolicited = _refuse
 
 
-def agent(kind: str, limits: Limits = Limits(start=20, answer=20, close=5)) -> AgentRun:
+_PATIENT = Limits(start=20, answer=20, close=5)
+
+
+def agent(kind: str, limits: Limits = _PATIENT) -> AgentRun:
     """A run of a rogue agent."""
     spec = RunSpec((), "pynchy-test", "no-image")
     return AgentRun(RogueRuntime(kind), spec, NoHost(), limits)
 
 
 @pytest.fixture
-async def given() -> AsyncIterator[ContainerInput]:
+def given() -> ContainerInput:
     """Any first message."""
-    yield ContainerInput(prompt="hello", group_folder="main", chat_jid="terminal:main")
+    return ContainerInput(prompt="hello", group_folder="main", chat_jid="terminal:main")
 
 
 async def test_an_answer_comes_back_with_its_ids_and_the_agent_can_go_on(given: ContainerInput) -> None:

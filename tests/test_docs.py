@@ -32,7 +32,9 @@ def exchanges(block: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.bubblewrap
-@pytest.mark.parametrize("command, output", [pair for block in blocks(README, "console") for pair in exchanges(block)])
+@pytest.mark.parametrize(
+    ("command", "output"), [pair for block in blocks(README, "console") for pair in exchanges(block)]
+)
 def test_an_exchange_in_the_readme_happens_as_it_is_written(
     command: str, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

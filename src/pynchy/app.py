@@ -73,7 +73,8 @@ def choose_runtime(registry: PluginRegistry, *, sandbox_optional: bool) -> Chose
             raise CannotStart(f"No sandbox for the agent: {_with_mismatches(error, registry)}.") from None
         from pynchy.testing import ProcessRuntime
 
-        warning = f"THIS IS NO SANDBOX: the agent runs as a plain process, with your rights. {_with_mismatches(error, registry)}."
+        why = _with_mismatches(error, registry)
+        warning = f"THIS IS NO SANDBOX: the agent runs as a plain process, with your rights. {why}."
         chosen = ChosenRuntime(ProcessRuntime(), warning)
     return chosen
 
