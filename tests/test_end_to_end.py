@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,10 +10,19 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support import CREDENTIAL, RUNTIMES, Chat, StartService
+from support import BUSY, CREDENTIAL, RUNTIMES, Chat, StartService
 
+from pynchy.config import load_settings
+from pynchy.container_runner import AgentRun, Limits
+from pynchy.conversations import agent_owner
+from pynchy.home import make_private
+from pynchy.host_tools import GroupHost
+from pynchy.model_gateway import ModelGateway, Upstream
 from pynchy.plugin import ContainerRuntime, PluginRegistry
+from pynchy.store import Store
 from pynchy.testing import Cut, Fail, ScriptedModel, Stall
+from pynchy.types import ContainerInput, Group, RunSpec
+from pynchy.workspace import group_folder, group_mounts, stage_runner
 from pynchy_plugin_hello import HelloPlugin
 
 pytestmark = pytest.mark.anyio
@@ -67,6 +77,31 @@ async def test_what_the_agent_writes_stays_in_its_folder_and_its_memory_is_read_
     async with start_service(runtime) as service:
         await Chat(service).ask("hi")
     assert "Ada likes tea." in json.dumps(json.loads(model.requests[-1].body)["system"])
+
+
+@pytest.mark.bubblewrap
+async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: ScriptedModel, tmp_path: Path) -> None:
+    runtime = RUNTIMES["bubblewrap"]()
+    settings = load_settings()
+    owner = agent_owner(settings)
+    group = Group("terminal:main", "main", "main", is_main=True)
+    make_private(settings.home)
+    async with (
+        Store.open(settings.home / "pynchy.db") as store,
+        ModelGateway.open(Upstream(model.base_url)) as gateway,
+    ):
+        mounts = group_mounts(group_folder(settings.home, group, owner), stage_runner(settings.home))
+        spec = RunSpec(mounts, "pynchy-test-interrupt", "", user=owner)
+        run = AgentRun(runtime, spec, GroupHost(group, store, gateway, lambda: None), Limits())
+        await run.start(ContainerInput(prompt="hello", group_folder="main", chat_jid=group.jid), (1,))
+        answering = asyncio.ensure_future(run.answer(f"/tool Bash {json.dumps({'command': BUSY})}", (2,)))
+        while not run.tools_used:
+            await asyncio.sleep(0.01)  # the agent decides when
+        await run.interrupt()
+        output = await answering
+        assert (output.text, output.error, output.tools_used) == (None, "interrupted", True)
+        assert (await run.answer("still there?", (3,))).text == "You said: still there?"
+        await run.close()
 
 
 @pytest.mark.bubblewrap

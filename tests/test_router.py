@@ -60,13 +60,13 @@ def test_a_prompt_is_xml_with_exactly_the_messages_in_it(messages: list[tuple[st
 @given(any_text)
 def test_no_name_can_leave_its_attribute_or_its_line(sender: str) -> None:
     line = format_prompt([stored("text", sender)]).split("\n")[1]
-    head, _, rest = line.partition(" time=")
+    head, _, rest = line.rpartition(" time=")
     assert rest.endswith(">text</message>")
     quoted = head.removeprefix("<message sender=")
     assert quoted[0] == quoted[-1]
     assert quoted[0] in "\"'"
     assert not set(quoted[1:-1]) & {"<", ">", quoted[0], "\n", "\r", "\t"}
-    assert html.unescape(quoted[1:-1]) == sender or any(ord(character) < 32 for character in sender)
+    assert html.unescape(quoted[1:-1]) == sender
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,8 @@ class Silent:
 
 @dataclass
 class Saying(Silent):
+    """A channel that does."""
+
     prefix_assistant_name: bool = True
 
 

@@ -113,9 +113,10 @@ class AgentRun:
         self._failure: str | None = None
         self._answer: asyncio.Future[ContainerOutput] | None = None
         self._awaited: tuple[int, ...] = ()
-        self._tools_used = False
         self._stderr = bytearray()
         self._appended: asyncio.Task[None] | None = None
+        #: Whether a tool has run for the messages being answered; what the agent says of its servers.
+        self.tools_used = False
         self.mcp_servers: list[dict[str, str]] = []
 
     @property
@@ -203,7 +204,7 @@ class AgentRun:
         assert self._out is not None
         self._answer = asyncio.get_running_loop().create_future()
         self._awaited = ids
-        self._tools_used = False
+        self.tools_used = False
         self._out.send_nowait(frame)
         if self._over.is_set():
             self._end(self._failure or "it ended")
@@ -213,7 +214,7 @@ class AgentRun:
                     await self._first_sign_of_life()
                 return await self._answer
         except TimeoutError:
-            used = self._tools_used
+            used = self.tools_used
             await self.kill()
             raise AgentFailed(f"it gave no answer within {self._limits.answer:.0f} s", used) from None
         finally:
@@ -272,7 +273,7 @@ class AgentRun:
         if self._out:
             self._out.close()
         if self._answer and not self._answer.done():
-            self._answer.set_exception(AgentFailed(self._failure[:_MAX_REASON], self._tools_used))
+            self._answer.set_exception(AgentFailed(self._failure[:_MAX_REASON], self.tools_used))
             # Whoever waited may have been cancelled; then nobody will ever look.
             self._answer.exception()
 
@@ -298,7 +299,7 @@ class AgentRun:
             case "accepted":
                 pass  # the answer is what counts; a run that ends without one leaves its messages open
             case "progress":
-                self._tools_used = True
+                self.tools_used = True
             case "result":
                 self._receive_result(frame)
             case "session.append":
@@ -324,7 +325,7 @@ class AgentRun:
         if not all(value is None or isinstance(value, str) for value in (text, error, session)):
             raise WireError("a result whose text is no text")
         ids = tuple(body["ids"])
-        output = ContainerOutput(ids, text, session, error, bool(body["tools_used"]) or self._tools_used)
+        output = ContainerOutput(ids, text, session, error, bool(body["tools_used"]) or self.tools_used)
         if not ids:
             self._spawn(self._after_transcript(self._services.unsolicited(output)))
         elif ids != self._awaited or self._answer is None:

@@ -23,7 +23,8 @@ from pynchy.loopback import Exchange, LoopbackServer, Request
 
 NAME = "pynchy-scripted-model"
 
-_REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>\s*", re.DOTALL)
+#: What the command-line client writes in the user's place.
+_NOT_SAID = re.compile(r"<system-reminder>.*?</system-reminder>\s*|\[Request interrupted by user[^]]*\]", re.DOTALL)
 _CHAT_MESSAGE = re.compile(r"<message\b[^>]*>(.*?)</message>", re.DOTALL)
 _CHAT_BATCH = re.compile(r"<messages\b[^>]*>(.*)</messages>", re.DOTALL)
 _TOOL_LINE = re.compile(r"^/tool\s+(\S+)(?:\s+(\{.*\}))?\s*$")
@@ -174,12 +175,17 @@ def _last_prompt(messages: list[dict[str, Any]]) -> tuple[str, list[str]]:
             continue
         content = message["content"]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        found = [_result_text(block) for block in blocks if block.get("type") == "tool_result"]
-        results[:0] = found
-        texts = [_REMINDER.sub("", block["text"]).strip() for block in blocks if block.get("type") == "text"]
-        text = "\n".join(text for text in texts if text)
-        if text and not found:
+        found: list[str] = []
+        texts: list[str] = []
+        for block in blocks:
+            if block.get("type") == "tool_result":
+                found.append(_result_text(block))
+                texts.clear()  # what comes before a result was not said in answer to it
+            elif block.get("type") == "text":
+                texts.append(_NOT_SAID.sub("", block["text"]).strip())
+        if text := "\n".join(text for text in texts if text):
             return unwrap(text), results
+        results[:0] = found
     return "", results
 
 
