@@ -61,16 +61,15 @@ def bubblewrap_runtime() -> ContainerRuntime:
 RUNTIMES: dict[str, Callable[[], ContainerRuntime]] = {"docker": docker_runtime, "bubblewrap": bubblewrap_runtime}
 
 
-def pynchy(*args: str, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+def pynchy(*args: str, env: dict[str, str] | None = None, typed: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command line as a person would, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "pynchy", *args],
         capture_output=True,
         text=True,
         timeout=90,
-        **({} if "input" in options else {"stdin": subprocess.DEVNULL}),
+        input=typed,
         env={**os.environ, **(env or {})},
-        **options,  # type: ignore[call-overload]
     )
 
 

@@ -232,7 +232,7 @@ def test_text_that_is_not_utf8_is_taken_as_far_as_it_can_be_read(any_runtime: st
 
 
 def test_a_message_that_is_too_long_is_refused_with_the_limit(any_runtime: str) -> None:
-    done = pynchy("chat", "--demo", input="x" * 200_001)
+    done = pynchy("chat", "--demo", typed="x" * 200_001)
     assert done.returncode == 1
     assert "The message has 200001 characters; 200000 is the most" in done.stderr
 

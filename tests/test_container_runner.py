@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 class NoHost:
     """A host that nothing may be asked of."""
 
-    async def _refuse(self, *_: Any) -> Any:
+    async def _refuse(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("the agent reached the host")
 
     call_tool = append_transcript = load_transcript = transcript_subpaths = _refuse

@@ -204,7 +204,9 @@ async def test_whatever_happens_every_wake_is_followed_by_work_within_the_limit(
             await asyncio.sleep(0)
         for jid in "abcdef":
             those.let(jid, 100)
-        await those.until(lambda: not those.queue.running and not those.queue.waiting)
+        async with asyncio.timeout(30):
+            while those.queue.running or those.queue.waiting:
+                await asyncio.sleep(0)
         assert +owed == Counter()
         assert those.most_together <= limit
         assert all(most == 1 for most in those.most_at_once.values())
@@ -324,6 +326,47 @@ async def test_a_group_that_works_is_not_asked_to_leave() -> None:
         busy.set()
         await until_all_wait()
         assert (wakes, those.started) == ([Wake.WORK, Wake.LEAVE], ["a", "b"])
+
+
+async def test_one_that_is_idle_leaves_even_if_another_was_idle_for_longer_before_it_got_work() -> None:
+    async def idle_then_work(place: Place) -> None:
+        assert await place.idle(FOREVER) is Wake.WORK
+        await asyncio.Event().wait()
+
+    async with groups(2) as those:
+        those.then = {"a": idle_then_work, "b": lambda place: place.idle(FOREVER)}
+        for jid in "ab":
+            those.queue.wake(jid)
+            those.let(jid)
+            await until_all_wait()
+        those.queue.wake("a")
+        await until_all_wait()
+        those.queue.wake("c")
+        await until_all_wait()
+        assert sorted(those.queue.running) == ["a", "c"]
+
+
+async def test_while_one_is_leaving_no_other_is_asked_for_the_same_place() -> None:
+    gone = asyncio.Event()
+
+    async def leave_slowly(place: Place) -> None:
+        assert await place.idle(FOREVER) is Wake.LEAVE
+        await gone.wait()
+
+    async with groups(2) as those:
+        those.then = {"a": leave_slowly, "b": lambda place: place.idle(FOREVER)}
+        for jid in "ab":
+            those.queue.wake(jid)
+        those.let("a")
+        await until_all_wait()
+        those.queue.wake("c")
+        await until_all_wait()
+        those.let("b")  # begins to idle while the place of `a` is on its way to `c`
+        await until_all_wait()
+        assert sorted(those.queue.running) == ["a", "b"]
+        gone.set()
+        await until_all_wait()
+        assert sorted(those.queue.running) == ["b", "c"]
 
 
 async def test_a_group_that_is_woken_while_it_leaves_runs_again() -> None:

@@ -98,6 +98,9 @@ class GroupQueue:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        # A task that was cancelled before it began could not take itself out.
+        self._places.clear()
+        self._tasks.clear()
 
     def note_idle(self, place: Place) -> None:
         """A place begins to idle; where others wait, it is asked to leave."""

@@ -25,6 +25,7 @@ import structlog
 
 from pynchy.home import container_dir, make_private
 from pynchy.plugin import McpPlugin, McpServerSpec, PluginRegistry
+from pynchy.plugin._validation import check_server_spec
 from pynchy.types import Group, VolumeMount, valid_folder
 
 log = structlog.get_logger(__name__)
@@ -74,15 +75,18 @@ def plugin_parts(registry: PluginRegistry) -> AgentPlugins:
     servers: dict[str, dict[str, Any]] = {}
     for plugin in registry.mcp_servers:
         try:
-            spec = plugin.mcp_server_spec()
+            # Checked again, for nothing says that it is what it was when it was discovered.
+            spec = check_server_spec(plugin.mcp_server_spec())
+            if spec.name in servers:
+                raise ValueError(f"another plugin has an MCP server called {spec.name!r}")
             mounts.append(plugin_mount(spec))
             servers[spec.name] = {"command": spec.command, "args": list(spec.args), "env": dict(spec.env)}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _warn(plugin, error)
     return AgentPlugins(tuple(mounts), servers)
 
 
-def _warn(plugin: McpPlugin, error: Exception) -> None:
+def _warn(plugin: McpPlugin, error: BaseException) -> None:
     log.warning("an MCP plugin is left out of this run", plugin=plugin.name, error=str(error))
 
 
