@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+import uv
 from support import REPOSITORY, RUNTIMES, pynchy
 
 from pynchy.config import Settings
@@ -17,6 +20,7 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/**/*.md", "plugins/*/*.md", "examples/*/*.md")
     for path in REPOSITORY.glob(pattern)
 )
+UV = uv.find_uv_bin()
 README = (REPOSITORY / "README.md").read_text()
 
 
@@ -73,3 +77,19 @@ def test_every_command_is_documented_and_every_documented_one_exists() -> None:
     documented = set(re.findall(r"^\| `pynchy ([a-z]+)", README, re.MULTILINE))
     listed = set(re.findall(r"^  ([a-z]+)  ", pynchy("--help").stdout.split("Commands:")[1], re.MULTILINE))
     assert documented == listed
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^uv pip install .*", "\n".join(blocks(README, "sh")), re.MULTILINE), ids=str
+)
+def test_an_installation_in_the_readme_works(command: str, tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, str(venv)], check=True)
+    # Into a fresh environment, of what is in this checkout alone: its dependencies come from elsewhere.
+    options = ["--quiet", "--python", str(venv), "--no-deps", "--no-build-isolation", "--offline"]
+    (venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages" / "dev.pth").write_text(
+        f"{sysconfig.get_path('purelib')}\n"
+    )
+    subprocess.run([UV, *shlex.split(command)[1:], *options], cwd=REPOSITORY, check=True)
+    listed = subprocess.run([UV, "pip", "list", "--python", str(venv)], capture_output=True, text=True, check=True)
+    assert "pynchy-plugin-hello" in listed.stdout

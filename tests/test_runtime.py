@@ -221,7 +221,8 @@ def test_a_runtime_that_lacks_a_member_is_refused(lacking: str) -> None:
 
     class Incomplete(Plugin):
         def create_runtime(self) -> ContainerRuntime:
-            return type("Runtime", (), {key: value for key, value in members.items() if key != lacking})()
+            runtime: Any = type("Runtime", (), {key: value for key, value in members.items() if key != lacking})()
+            return runtime
 
     plugins = registry(Incomplete("incomplete"))
     assert select_runtime(plugins).name == "docker"
@@ -237,7 +238,7 @@ def test_a_runtime_whose_name_is_no_string_is_refused(monkeypatch: pytest.Monkey
             return runtime
 
     monkeypatch.setenv("CONTAINER_RUNTIME", "apple")
-    plugins = registry(Nameless("nameless"), Plugin("apple"))
+    plugins = registry(Nameless("nameless"), Plugin("apple-container", runtime="apple"))
     assert select_runtime(plugins).name == "apple"
     assert plugins.records[0].state is State.FAILED
 
@@ -283,7 +284,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         directory.mkdir(exist_ok=True)
         (directory / "docker").write_text(start + lines)
         (directory / "docker").chmod(0o755)
-        monkeypatch.setenv("PATH", f"{directory}:/usr/bin:/bin")
+        monkeypatch.setenv("PATH", str(directory))
 
     return put
 
@@ -479,8 +480,8 @@ def containers(docker: DockerRuntime) -> Iterator[Any]:
     yield start
     for name, process in started:
         docker.stop(name)
-        process.kill()
-        process.communicate()
+        with process:
+            process.kill()
 
 
 def listed(docker: DockerRuntime, wanted: list[str], prefix: str = _PREFIX) -> list[str]:
@@ -559,7 +560,8 @@ def test_the_limits_are_set(docker: DockerRuntime) -> None:
         assert found.split(maxsplit=5) == ["2147483648", "2147483648", "2000000000", "512", "none", "a b\n"]
     finally:
         docker.stop(name)
-        process.communicate(timeout=60)
+        with process:
+            process.kill()
 
 
 @pytest.mark.docker
