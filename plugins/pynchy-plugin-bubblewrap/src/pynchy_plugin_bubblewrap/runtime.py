@@ -73,6 +73,7 @@ class BubblewrapRuntime:
 
     def run_args(self, spec: RunSpec) -> list[str]:
         """Arguments for `bwrap`, ending in the command that starts the runner."""
+        _check_mounts(spec.mounts)
         args = _sandbox(spec)
         args += _bind("--ro-bind", str(self._environment.path), ENVIRONMENT_PATH)
         for mount in sorted(spec.mounts, key=lambda mount: mount.container_path):
@@ -130,6 +131,8 @@ def _agent_user(user: tuple[int, int] | None) -> tuple[int, int]:
     """Whom the agent runs as. Never root: without a choice, nobody."""
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
+    if user and 0 in user:
+        raise RuntimeUnavailable("an agent may not run as root", "set PYNCHY_AGENT_UID to another uid")
     return user or (65534, 65534)
 
 
@@ -183,6 +186,16 @@ def _interpreter() -> list[str]:
     if (given := Path(sys.base_prefix)) != prefix:
         args += [*_parents(str(given)), "--symlink", str(prefix), str(given)]
     return args
+
+
+def _check_mounts(mounts: tuple[VolumeMount, ...]) -> None:
+    """Refuse a mount inside one that the agent can write: a link it leaves there would move it onto the host."""
+    for mount in mounts:
+        for parent in Path(mount.container_path).parents:
+            if any(parent == Path(other.container_path) and not other.readonly for other in mounts):
+                raise RuntimeUnavailable(
+                    f"{mount.container_path} lies in {parent}, which the agent can write", "mount it elsewhere"
+                )
 
 
 def _bind(kind: str, source: str, target: str) -> list[str]:
