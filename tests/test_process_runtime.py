@@ -1,14 +1,14 @@
-"""The agent as a plain process: a temporary home, a scrubbed environment, and nothing left behind."""
+"""ProcessRuntime: the agent as a plain process, whose environment is ours alone and of which nothing stays behind."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,104 +20,239 @@ from pynchy.types import VolumeMount
 from pynchy_plugin_hello import HelloPlugin
 
 
+@pytest.fixture(autouse=True)
+def temporary_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Temporary homes of this test alone, on a path short enough for the sockets in them."""
+    with tempfile.TemporaryDirectory(prefix="pynchy-test-") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(directory)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+
+
 @pytest.fixture
-def process_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProcessRuntime:
-    """The runtime, with a temporary directory of its own."""
-    (tmp_path / "t").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
-    monkeypatch.setattr(tempfile, "tempdir", None)
+def homes(temporary_directory: Path) -> Path:
+    """Where the agents' temporary homes are."""
+    return temporary_directory / f"pynchy-process-{os.geteuid()}"
+
+
+@pytest.fixture
+def with_agent() -> ProcessRuntime:
+    """A runtime that has the agent's environment, or a skip."""
     runtime = ProcessRuntime()
     try:
         runtime.check_image("")
     except RuntimeUnavailable as error:
-        missing("agent environment", str(error))
+        missing("bubblewrap", str(error))
     return runtime
 
 
-def left_behind(tmp_path: Path) -> list[str]:
-    """The temporary homes that are still there."""
-    return [path.name for path in (tmp_path / "t").glob("pynchy-process-*/*")]
-
-
-@pytest.mark.anyio
-async def test_the_real_agent_answers_with_a_plugins_tool_and_leaves_nothing(
-    process_runtime: ProcessRuntime, start_service: StartService, tmp_path: Path
-) -> None:
-    async with start_service(process_runtime, PluginRegistry(mcp_servers=[HelloPlugin()])) as service:
-        chat = Chat(service)
-        assert (
-            await chat.ask('/tool mcp__hello__greet {"name": "Ada"}')
-            == "Hello, Ada! The hello plugin sends this greeting."
-        )
-        assert len(process_runtime.list_running_containers()) == 1
-    assert process_runtime.list_running_containers() == []
-    assert left_behind(tmp_path) == []
-
-
-@pytest.mark.anyio
-async def test_nothing_of_the_hosts_environment_reaches_the_agent(
-    process_runtime: ProcessRuntime, start_service: StartService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ANTHROPIC_API_KEY", CREDENTIAL)
-    monkeypatch.setenv("SOME_SECRET", CREDENTIAL)
-    async with start_service(process_runtime) as service:
-        answer = await Chat(service).ask(f"/tool Bash {json.dumps({'command': 'env; echo; echo $HOME'})}")
-    assert CREDENTIAL not in answer
-    assert answer.splitlines()[-1].endswith("/home")
-    assert answer.splitlines()[-1] != os.environ["HOME"]
-
-
-def start_sleeper(runtime: ProcessRuntime, name: str, tmp_path: Path) -> subprocess.Popen[bytes]:
-    """An agent that starts a process of its own and then waits for ever."""
-    runner = tmp_path / "runner"
-    runner.mkdir(exist_ok=True)
-    (runner / "__main__.py").write_text(
-        "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
-        "print(child.pid, flush=True)\n"
-        "time.sleep(300)\n"
-    )
-    arguments = runtime.build_run_args([VolumeMount(str(runner), "/opt/pynchy", readonly=True)], name, "")
-    return subprocess.Popen([runtime.cli, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-def running(pid: int) -> bool:
-    """Whether a process is there and is more than a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("killed_before", [False, True], ids=["running", "its launcher was killed"])
-def test_stop_ends_every_process_and_removes_the_home(
-    killed_before: bool, process_runtime: ProcessRuntime, tmp_path: Path
-) -> None:
-    launcher = start_sleeper(process_runtime, "pynchy-test-stop", tmp_path)
-    assert launcher.stdout is not None
-    child = int(launcher.stdout.readline())
-    assert process_runtime.list_running_containers() == ["pynchy-test-stop"]
-    if killed_before:
-        launcher.send_signal(signal.SIGKILL)
-        launcher.wait()
-        assert running(child)
-    process_runtime.stop("pynchy-test-stop")
-    launcher.communicate(timeout=30)
-    deadline = time.monotonic() + 10
-    while running(child) and time.monotonic() < deadline:
-        time.sleep(0.01)  # the kernel ends it when it gets to it
-    assert not running(child)
-    assert process_runtime.list_running_containers() == []
-    assert left_behind(tmp_path) == []
-
-
-def test_a_folder_that_somebody_else_made_is_refused(process_runtime: ProcessRuntime, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "t" / f"pynchy-process-{os.geteuid()}").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RuntimeUnavailable, match="belongs to somebody else"):
-        process_runtime.list_running_containers()
-
-
 def test_it_is_a_container_runtime() -> None:
-    assert isinstance(ProcessRuntime(), ContainerRuntime)
+    runtime = ProcessRuntime()
+    assert isinstance(runtime, ContainerRuntime)
+    runtime.ensure_running()
+    assert runtime.list_running_containers() == []
+
+
+# --- with the real agent ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_the_real_agent_answers_and_leaves_nothing_behind(
+    with_agent: ProcessRuntime, start_service: StartService, homes: Path
+) -> None:
+    async with start_service(with_agent, PluginRegistry(mcp_servers=[HelloPlugin()])) as service:
+        chat = Chat(service)
+        assert await chat.ask("hello") == "You said: hello"
+        (name,) = with_agent.list_running_containers()
+        answer = await chat.ask('/tool mcp__hello__greet {"name": "Ada"}')
+        assert answer.startswith("Hello, Ada!")
+        assert with_agent.list_running_containers() == [name]
+        assert [path.name for path in homes.iterdir()] == [name]
+    assert with_agent.list_running_containers() == []
+    assert list(homes.iterdir()) == []
+
+
+@pytest.mark.anyio
+async def test_the_agents_environment_is_scrubbed(
+    with_agent: ProcessRuntime,
+    start_service: StartService,
+    homes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", CREDENTIAL)  # as it is in the environment of a real service
+    monkeypatch.setenv("SOME_OTHER_SECRET", "of the person who runs it")
+    script = "import json, os; print(json.dumps([dict(os.environ), os.getcwd()]))"
+    async with start_service(with_agent) as service:
+        chat = Chat(service)
+        await chat.ask("hello")
+        (tmp_path / "home/groups/main/show.py").write_text(script)
+        shown, directory = json.loads(await chat.ask('/tool Bash {"command": "python3 show.py"}'))
+        root = homes / with_agent.list_running_containers()[0]
+    assert shown["HOME"] == str(root / "home")
+    assert shown["PYNCHY_WORKSPACE"] == str(root / "workspace")
+    assert Path(directory) == tmp_path / "home/groups/main"
+    assert "SOME_OTHER_SECRET" not in shown
+    assert CREDENTIAL not in json.dumps(shown)
+
+
+@pytest.mark.anyio
+async def test_stop_ends_what_the_agents_shell_has_left_running(
+    with_agent: ProcessRuntime, start_service: StartService, homes: Path, tmp_path: Path
+) -> None:
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("what has left the agent's process group can be found on Linux only")
+    folder = tmp_path / "home/groups/main"
+    async with start_service(with_agent) as service:
+        chat = Chat(service)
+        await chat.ask("hello")
+        (folder / "cling.py").write_text(_CLING)
+        assert await chat.ask('/tool Bash {"command": "python3 cling.py 2>/dev/null"}') == "clinging"
+        assert held(folder)
+        (name,) = with_agent.list_running_containers()
+        with_agent.stop(name)
+        assert not held(folder)
+        assert with_agent.list_running_containers() == []
+        assert not (homes / name).exists()
+
+
+# --- with a stand-in for it -------------------------------------------------------------------------------------------
+
+#: Leaves a process in a session of its own that holds a lock.
+_CLING = """
+import fcntl, os, sys, time
+ready, go = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    lock = open("lock", "w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.write(go, b"x")
+    os.close(1)
+    time.sleep(600)
+os.read(ready, 1)
+print("clinging", flush=True)
+"""
+
+
+def held(folder: Path) -> bool:
+    """Whether some process holds the lock."""
+    with (folder / "lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+class StandIn:
+    """A program in the place of Pynchy's runner, started as the runner is, in a folder of its own."""
+
+    def __init__(self, runtime: ProcessRuntime, name: str, folder: Path, code: str) -> None:
+        self.name = name
+        self.folder = folder
+        runner = folder.parent / f"{folder.name}-runner"
+        runner.mkdir()
+        (runner / "__main__.py").write_text(code)
+        (folder / "kept").write_text("kept")
+        mounts = [VolumeMount(str(runner), "/opt/pynchy", readonly=True), VolumeMount(str(folder), "/workspace/group")]
+        self.process = subprocess.Popen(
+            [runtime.cli, *runtime.build_run_args(mounts, name, "no image")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def line(self) -> str:
+        """The next line it prints."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+_ENTER = "import os; os.chdir(os.environ['PYNCHY_WORKSPACE'] + '/group')\n"
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> ProcessRuntime:
+    """A runtime whose agents run on a Python without packages, which is enough for a stand-in."""
+    environment = Path(tempfile.gettempdir()) / "env"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin/python3").symlink_to(sys.executable)
+    monkeypatch.setenv("PYNCHY_AGENT_ENV", str(environment))
+    return ProcessRuntime()
+
+
+@pytest.mark.parametrize("launcher", ["alive", "killed"])
+def test_stop_ends_the_agent_and_removes_its_home_but_nothing_that_was_mounted(
+    launcher: str, bare: ProcessRuntime, homes: Path, tmp_path: Path
+) -> None:
+    code = _ENTER + _CLING + "time.sleep(600)\n"
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    one, two = (StandIn(bare, f"pynchy-{folder.name}", folder, code) for folder in folders)
+    with one.process, two.process:
+        assert (one.line(), two.line()) == ("clinging", "clinging")
+        assert bare.list_running_containers() == ["pynchy-one", "pynchy-two"]
+        assert bare.list_running_containers("pynchy-t") == ["pynchy-two"]
+        if launcher == "killed":
+            one.process.kill()
+            one.process.wait()
+        bare.stop("pynchy-one")
+        if Path("/proc/self/environ").exists():
+            assert not held(one.folder)
+        assert bare.list_running_containers() == ["pynchy-two"]
+        assert held(two.folder)
+        bare.stop("pynchy-two")
+        bare.stop("pynchy-two")  # safe to repeat
+    assert list(homes.iterdir()) == []
+    assert (one.folder / "kept").read_text() == "kept"
+
+
+def test_an_agent_that_ends_by_itself_is_cleaned_up_behind(bare: ProcessRuntime, homes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    agent = StandIn(bare, "pynchy-one", folder, _ENTER + _CLING + "sys.exit(7)\n")
+    with agent.process:
+        assert agent.line() == "clinging"
+        assert agent.line() == ""  # the pipe ends with the agent, whoever it has left behind
+        assert agent.process.wait(timeout=30) == 7
+    if Path("/proc/self/environ").exists():
+        assert not held(folder)
+    assert list(homes.iterdir()) == []
+    assert (folder / "kept").read_text() == "kept"
+
+
+def test_an_agent_whose_host_is_gone_sees_the_end_of_its_pipe(
+    bare: ProcessRuntime, homes: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    code = "import sys; print('up', flush=True); sys.stdin.read(); sys.exit(0)\n"
+    agent = StandIn(bare, "pynchy-one", folder, code)
+    with agent.process:
+        assert agent.line() == "up"
+        assert agent.process.stdin is not None
+        agent.process.stdin.close()
+        assert agent.process.wait(timeout=30) == 0
+    assert list(homes.iterdir()) == []
+
+
+def test_stopping_what_never_ran_does_nothing(bare: ProcessRuntime, homes: Path) -> None:
+    bare.stop("pynchy-nobody")
+    assert not (homes / "pynchy-nobody").exists()
+
+
+def test_a_base_directory_that_is_a_link_is_refused(homes: Path, tmp_path: Path) -> None:
+    homes.symlink_to(tmp_path)
+    with pytest.raises(RuntimeUnavailable, match="belongs to somebody else"):
+        ProcessRuntime().list_running_containers()
+
+
+def test_a_missing_environment_is_named_with_the_command_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYNCHY_AGENT_ENV", str(tmp_path / "nowhere"))
+    with pytest.raises(RuntimeUnavailable, match="`pynchy image build`"):
+        ProcessRuntime().check_image("")

@@ -51,6 +51,8 @@ class Peer:
             raise ConnectionResetError("the other side has closed")
         self._writer.write(json.dumps(message).encode() + b"\n")
         await self._writer.drain()
+        if self._writer.is_closing():  # a connection that was aborted meanwhile ends the waiting without an error
+            raise ConnectionResetError("the connection was closed before all was sent")
 
     async def receive(self) -> dict[str, Any] | None:
         """The next message, None at the end; ControlError for what is none."""
@@ -173,7 +175,7 @@ class ControlServer:
     def _operation(self, request: dict[str, Any]) -> Callable[[Peer, dict[str, Any]], Awaitable[None]]:
         operations = {"hello": self._hello, "ask": self._ask, "chat": self._chat, "plugins": self._plugins}
         name = request.get("op")
-        if name not in operations:
+        if not isinstance(name, str) or name not in operations:
             raise ControlError(f"this service knows no operation {name!r}; is it of another version?")
         return operations[name]
 

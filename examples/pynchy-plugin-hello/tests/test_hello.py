@@ -1,61 +1,99 @@
-"""The example: found by its entry point, and its server answers when started as the container starts it."""
+"""The plugin, found as Pynchy finds it, and its server, started as the agent starts it."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mcp import ClientSession, StdioServerParameters
-from mcp.client.stdio import stdio_client
-from mcp.types import TextContent
+from mcp import Client, MCPError, StdioServerParameters
 
-import pynchy
-from pynchy.plugin import discover_plugins
+from pynchy.agent_environment import AgentEnvironment
+from pynchy.plugin import State, discover_plugins
+from pynchy.workspace import plugin_mount, plugin_parts, stage_runner
 from pynchy_plugin_hello import HelloPlugin
 
-pytestmark = pytest.mark.anyio
+#: Before any test looks elsewhere for it.
+_AGENT_PYTHON = AgentEnvironment().python
 
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """The server and its client are asyncio's here."""
+    """As in Pynchy."""
     return "asyncio"
-
-
-@asynccontextmanager
-async def server() -> AsyncIterator[ClientSession]:
-    """The server, with nothing of the environment but what the container gives it."""
-    spec = HelloPlugin().mcp_server_spec()
-    paths = [spec.host_source.parent, Path(pynchy.__file__).parents[1]]
-    parameters = StdioServerParameters(
-        command=sys.executable, args=spec.args, env={"PYTHONPATH": ":".join(str(path) for path in paths)}
-    )
-    async with stdio_client(parameters) as (read, write), ClientSession(read, write) as session:
-        await session.initialize()
-        yield session
 
 
 def test_it_is_discovered_by_its_entry_point() -> None:
     registry = discover_plugins()
-    (record,) = [record for record in registry.records if record.entry_point == "hello"]
-    assert (record.state, record.types) == ("ready", ("mcp",))
-    assert [type(plugin) for plugin in registry.mcp_servers].count(HelloPlugin) == 1
+    (record,) = (one for one in registry.records if one.entry_point == "hello")
+    assert (record.state, record.name, record.types) == (State.READY, "hello", ("mcp",))
+    assert record.distribution == "pynchy-plugin-hello"
+    assert HelloPlugin in [type(plugin) for plugin in registry.mcp_servers]
+    assert "hello" in plugin_parts(registry).mcp_servers
 
 
-async def test_the_server_offers_one_tool_with_a_schema() -> None:
-    async with server() as session:
-        (tool,) = (await session.list_tools()).tools
+@pytest.fixture(params=["ours", "the agent's"])
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Client]:
+    """The server as it is laid out in the container, run by this Python and by that of the agent's environment.
+
+    The second has nothing but the container's packages.
+    """
+    python = sys.executable
+    if request.param != "ours":
+        if not _AGENT_PYTHON.exists():
+            pytest.skip("there is no agent's environment: `pynchy image build --runtime bubblewrap` makes one")
+        python = str(_AGENT_PYTHON)
+    spec = HelloPlugin().mcp_server_spec()
+    mount = plugin_mount(spec)
+    inside = tmp_path / mount.container_path.lstrip("/")
+    inside.parent.mkdir(parents=True)
+    inside.symlink_to(mount.host_path)
+    paths = [str(tmp_path / "workspace/plugins/hello"), str(stage_runner(tmp_path / "home"))]
+    assert spec.command == "python"
+    parameters = StdioServerParameters(
+        command=python,
+        args=spec.args,
+        env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", **spec.env},
+        cwd=tmp_path,
+    )
+    async with Client(parameters, read_timeout_seconds=60) as client:
+        yield client
+
+
+def text(result: Any) -> str:
+    """What the agent reads."""
+    (block,) = result.content
+    return block.text
+
+
+@pytest.mark.anyio
+async def test_its_server_offers_one_tool_described_for_the_model(server: Client) -> None:
+    (tool,) = (await server.list_tools()).tools
     assert tool.name == "greet"
     assert tool.description == "Greet somebody by name."
+    assert tool.input_schema["required"] == ["name"]
+    assert tool.input_schema["properties"]["name"]["type"] == "string"
 
 
-async def test_the_tool_greets_and_a_bad_call_is_an_error_that_the_server_survives() -> None:
-    async with server() as session:
-        assert (await session.call_tool("greet", {})).is_error
-        good = await session.call_tool("greet", {"name": "Ada"})
-    (text,) = good.content
-    assert isinstance(text, TextContent)
-    assert text.text == "Hello, Ada! The hello plugin sends this greeting."
+@pytest.mark.anyio
+async def test_the_tool_greets_whomever_it_is_given(server: Client) -> None:
+    for name in ("Ada", 'Zoë "the 1st" 🎉\n<b>', "x" * 100_000):
+        result = await server.call_tool("greet", {"name": name})
+        assert not result.is_error
+        assert text(result).startswith(f"Hello, {name}!")
+        assert result.structured_content is None
+
+
+@pytest.mark.anyio
+async def test_a_call_that_cannot_be_served_is_an_error_and_the_next_one_works(server: Client) -> None:
+    for name, arguments in (("greet", {}), ("greet", {"name": 7.5}), ("greet", None), ("shout", {"name": "Ada"})):
+        try:
+            result = await server.call_tool(name, arguments)
+        except MCPError:
+            continue
+        assert result.is_error
+        assert text(result)
+    assert text(await server.call_tool("greet", {"name": "Ada"})).startswith("Hello, Ada!")

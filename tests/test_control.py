@@ -1,0 +1,420 @@
+"""The door to a running service: what goes through it, who may open it, and that it never gets stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pynchy import __version__, control
+from pynchy.channels.terminal import TerminalChannel, terminal_jid
+from pynchy.control import ControlError, ControlServer, Peer, connect
+from pynchy.types import NotConnected
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+JID = terminal_jid("main")
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+class Behind:
+    """A service with one group, `main`. What is in `outgoing` goes out when it is flushed."""
+
+    demo = True
+
+    def __init__(self) -> None:
+        self.terminal = TerminalChannel()
+        self.said: asyncio.Queue[str] = asyncio.Queue()
+        self.outgoing: list[str] = []
+        #: The settlement of each message, in order; the tests set them.
+        self.settled: list[asyncio.Future[str | None]] = []
+
+    async def group_jid(self, folder: str) -> str:
+        if folder != "main":
+            raise ControlError(f"There is no group {folder!r}; there are: main.")
+        return JID
+
+    async def say(self, jid: str, text: str) -> int:
+        assert jid == JID
+        if not text:
+            raise ControlError("The message is empty.")
+        self.settled.append(asyncio.get_running_loop().create_future())
+        self.said.put_nowait(text)
+        return len(self.settled) - 1
+
+    async def settlement(self, row_id: int) -> str | None:
+        return await self.settled[row_id]
+
+    async def flush_outbox(self) -> None:
+        while self.outgoing:
+            try:
+                await self.terminal.send_message(JID, self.outgoing[0])
+            except NotConnected:
+                return
+            del self.outgoing[0]
+
+    def plugin_records(self) -> list[dict[str, Any]]:
+        return [{"name": "hello", "state": "ready"}]
+
+
+@pytest.fixture
+def door() -> Iterator[Path]:
+    """A path short enough for a socket, wherever the tests run."""
+    directory = Path(tempfile.mkdtemp(prefix="pynchy-"))
+    yield directory / "control.sock"
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def service() -> Behind:
+    return Behind()
+
+
+@pytest.fixture
+async def server(door: Path, service: Behind) -> AsyncIterator[ControlServer]:
+    """A server that listens meanwhile."""
+    server = ControlServer(door, service)
+    async with server.listening():
+        yield server
+
+
+@asynccontextmanager
+async def visitor(door: Path, **request: Any) -> AsyncIterator[Peer]:
+    """A client that has sent this request."""
+    peer = await connect(door)
+    assert peer is not None
+    try:
+        if request:
+            await peer.send(**request)
+        yield peer
+    finally:
+        await peer.close()
+
+
+@asynccontextmanager
+async def both_ends(limit: int = 2**16) -> AsyncIterator[tuple[Peer, Peer, asyncio.StreamWriter]]:
+    """Two peers that are connected, and the raw writer of the first."""
+    left, right = socket.socketpair()
+    streams = [await asyncio.open_unix_connection(sock=end, limit=limit) for end in (left, right)]
+    peers = [Peer(*stream) for stream in streams]
+    try:
+        yield peers[0], peers[1], streams[0][1]
+    finally:
+        for peer in peers:
+            await peer.close()
+
+
+# --- lines of JSON ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=4))
+@settings(deadline=None)
+async def test_messages_arrive_as_they_were_sent_and_then_the_end(messages: list[dict[str, Any]]) -> None:
+    async with both_ends() as (one, other, _):
+        for message in messages:
+            await one.send(**message)
+        await one.close()
+        for message in messages:
+            assert await other.receive() == message
+        assert await other.receive() is None
+
+
+async def test_a_long_text_arrives_whole() -> None:
+    text = "é\n🦔" * 300_000
+    async with both_ends(limit=control._MAX_LINE * 2) as (one, other, _):
+        sending = asyncio.create_task(one.send(text=text))
+        assert await other.receive() == {"text": text}
+        await sending
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"hello\n", "not JSON"),
+        (b"\n", "not JSON"),
+        (b"\xff\xfe\xfd\n", "not JSON"),
+        (b'{"op": \n', "not JSON"),
+        (b"[" * 50_000 + b"\n", "not JSON"),
+        (b"[]\n", "no JSON object"),
+        (b'"hello"\n', "no JSON object"),
+        (b"null\n", "no JSON object"),
+        (b"x" * 70_000 + b"\n", "longer than"),
+        (b"x" * 200_000, "longer than"),
+    ],
+    ids=lambda value: str(value[:12]),
+)
+async def test_what_is_no_message_is_an_error_that_says_so(line: bytes, reason: str) -> None:
+    async with both_ends() as (_, other, raw):
+        raw.write(line)
+        with pytest.raises(ControlError, match=reason):
+            await other.receive()
+
+
+async def test_a_message_that_was_cut_off_is_the_end() -> None:
+    async with both_ends() as (one, other, raw):
+        raw.write(b'{"op": "hel')
+        await one.close()
+        assert await other.receive() is None
+
+
+async def test_sending_to_a_side_that_is_gone_is_a_connection_error() -> None:
+    async with both_ends() as (one, other, _):
+        await other.close()
+        assert await one.receive() is None
+        with pytest.raises(ConnectionError):
+            await asyncio.gather(*(one.send(text="x" * 100_000) for _ in range(100)))
+        await one.close()
+        with pytest.raises(ConnectionError):
+            await one.send(text="after my own end")
+
+
+# --- operations ---------------------------------------------------------------------------------------------
+
+
+async def test_hello_says_who_is_there(server: ControlServer, door: Path) -> None:
+    async with visitor(door, op="hello") as peer:
+        hello = {"event": "hello", "demo": True, "pid": os.getpid(), "version": __version__}
+        assert await peer.receive() == hello
+        assert await peer.receive() is None
+
+
+async def test_plugins_gives_the_records(server: ControlServer, door: Path) -> None:
+    async with visitor(door, op="plugins") as peer:
+        assert await peer.receive() == {"event": "plugins", "records": [{"name": "hello", "state": "ready"}]}
+
+
+@pytest.mark.parametrize("request_", [{"op": "dance"}, {"op": None}, {"op": ["hello"]}, {"op": {}}, {"hello": 1}])
+async def test_an_operation_that_does_not_exist_is_an_error_that_names_it(
+    server: ControlServer, door: Path, request_: dict[str, Any]
+) -> None:
+    async with visitor(door, **request_) as peer:
+        answer = await peer.receive()
+        assert answer is not None
+        assert answer["event"] == "error"
+        assert f"no operation {request_.get('op')!r}" in answer["message"]
+        assert await peer.receive() is None
+
+
+async def test_garbage_is_answered_with_an_error_and_others_are_served(
+    door: Path, service: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_MAX_LINE", 1000)
+    async with ControlServer(door, service).listening():
+        for garbage in (b"hello\n", b"x" * 5000 + b"\n", b"[" * 900 + b"\n"):
+            reader, writer = await asyncio.open_unix_connection(str(door))
+            writer.write(garbage)
+            assert (await reader.readline()).startswith(b'{"event": "error", "message": "a message ')
+            writer.close()
+        async with visitor(door, op="hello") as peer:
+            assert await peer.receive() is not None
+
+
+@pytest.mark.parametrize("op", ["ask", "chat"])
+async def test_a_group_that_does_not_exist_is_an_error_that_lists_those_that_do(
+    server: ControlServer, door: Path, op: str
+) -> None:
+    async with visitor(door, op=op, group="family", text="hi") as peer:
+        assert await peer.receive() == {
+            "event": "error",
+            "message": "There is no group 'family'; there are: main.",
+        }
+
+
+# --- ask ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [None, "the agent failed"])
+async def test_ask_shows_what_waited_then_the_answer_then_how_it_ended(
+    server: ControlServer, door: Path, service: Behind, error: str | None
+) -> None:
+    service.outgoing.append("from yesterday")
+    async with visitor(door, op="ask", group="main", text="hello") as peer:
+        assert await peer.receive() == {"event": "text", "text": "from yesterday", "earlier": True}
+        assert await service.said.get() == "hello"
+        await service.terminal.send_message(JID, "on my way")
+        assert await peer.receive() == {"event": "text", "text": "on my way", "earlier": False}
+        service.outgoing.append("the answer")
+        service.settled[0].set_result(error)
+        assert await peer.receive() == {"event": "text", "text": "the answer", "earlier": False}
+        assert await peer.receive() == {"event": "settled", "error": error}
+        assert await peer.receive() is None
+    assert not service.terminal.is_connected()
+
+
+async def test_an_empty_question_is_refused(server: ControlServer, door: Path, service: Behind) -> None:
+    async with visitor(door, op="ask", group="main", text="") as peer:
+        assert await peer.receive() == {"event": "error", "message": "The message is empty."}
+    assert service.said.empty()
+
+
+async def test_who_leaves_before_the_answer_is_forgotten_and_the_message_is_not(
+    server: ControlServer, door: Path, service: Behind
+) -> None:
+    async with visitor(door, op="ask", group="main", text="hello"):
+        await service.said.get()
+        assert service.terminal.is_connected()
+    await server.unused()
+    assert not service.terminal.is_connected()
+    with pytest.raises(NotConnected):
+        await service.terminal.send_message(JID, "the answer")
+
+
+# --- chat ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_chat_goes_both_ways_for_as_long_as_it_is_open(
+    server: ControlServer, door: Path, service: Behind
+) -> None:
+    service.outgoing.append("from yesterday")
+    async with visitor(door, op="chat", group="main") as peer:
+        assert await peer.receive() == {"event": "text", "text": "from yesterday"}
+        for number in range(3):
+            await peer.send(say=f"line {number}")
+            assert await service.said.get() == f"line {number}"
+            await service.terminal.send_message(JID, f"answer {number}")
+            assert await peer.receive() == {"event": "text", "text": f"answer {number}"}
+    await server.unused()
+    assert not service.terminal.is_connected()
+
+
+@pytest.mark.parametrize("line", [{"say": ""}, {"something": "else"}])
+async def test_a_line_that_is_refused_does_not_end_the_chat(
+    server: ControlServer, door: Path, service: Behind, line: dict[str, Any]
+) -> None:
+    async with visitor(door, op="chat", group="main") as peer:
+        await peer.send(**line)
+        assert await peer.receive() == {"event": "refused", "message": "The message is empty."}
+        await peer.send(say="hello")
+        assert await service.said.get() == "hello"
+
+
+async def test_every_terminal_sees_what_is_said_and_one_that_left_is_not_missed(
+    server: ControlServer, door: Path, service: Behind
+) -> None:
+    async with visitor(door, op="chat", group="main") as one:
+        async with visitor(door, op="chat", group="main") as two:
+            for peer in (one, two):
+                await peer.send(say="I am here")
+                await service.said.get()
+            await service.terminal.send_message(JID, "both")
+            assert [await peer.receive() for peer in (one, two)] == [{"event": "text", "text": "both"}] * 2
+        await service.terminal.send_message(JID, "one")
+        assert await one.receive() == {"event": "text", "text": "one"}
+
+
+# --- the socket ---------------------------------------------------------------------------------------------
+
+
+async def test_only_the_owner_can_open_it_and_it_is_gone_at_the_end(door: Path, service: Behind) -> None:
+    mask = os.umask(0)
+    try:
+        async with ControlServer(door, service).listening():
+            assert stat.S_ISSOCK(door.stat().st_mode)
+            assert stat.S_IMODE(door.stat().st_mode) == 0o600
+            assert os.umask(0) == 0, "the mask of the process is as it was"
+        assert not door.exists()
+    finally:
+        os.umask(mask)
+
+
+async def test_what_a_killed_service_left_is_replaced(door: Path, service: Behind) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(door))
+    assert door.exists()
+    assert await connect(door) is None
+    async with ControlServer(door, service).listening(), visitor(door, op="hello") as peer:
+        assert await peer.receive() is not None
+    assert not door.exists()
+
+
+async def test_where_nobody_listens_there_is_nobody(door: Path) -> None:
+    assert await connect(door) is None
+    assert await connect(door.parent / "missing" / "control.sock") is None
+    door.write_text("a file")
+    assert await connect(door) is None
+    assert await connect(door / "control.sock") is None
+
+
+async def test_what_cannot_be_opened_is_an_error_that_names_it(door: Path) -> None:
+    door.symlink_to(door)
+    with pytest.raises(ControlError, match=r"cannot open .*/control\.sock: Too many levels"):
+        await connect(door)
+
+
+async def test_a_path_too_long_for_a_socket_is_an_error_that_says_what_to_do(tmp_path: Path, service: Behind) -> None:
+    path = tmp_path / ("x" * 100) / "control.sock"
+    with pytest.raises(ControlError, match="too long for a socket: set PYNCHY_HOME"):
+        await connect(path)
+    with pytest.raises(ControlError, match="too long for a socket: set PYNCHY_HOME"):
+        async with ControlServer(path, service).listening():
+            pytest.fail("it listens")
+
+
+async def test_the_longest_path_that_may_be_works(service: Behind, door: Path) -> None:
+    path = door.parent / ("x" * (103 - len(os.fsencode(door.parent)) - 1))
+    async with ControlServer(path, service).listening(), visitor(path, op="hello") as peer:
+        assert await peer.receive() is not None
+    with pytest.raises(ControlError):
+        await connect(path.with_name(path.name + "x"))
+
+
+# --- the end ------------------------------------------------------------------------------------------------
+
+
+async def test_it_is_unused_once_nobody_is_connected(server: ControlServer, door: Path, service: Behind) -> None:
+    await server.unused()
+    async with visitor(door, op="chat", group="main") as peer:
+        await peer.send(say="hello")
+        await service.said.get()
+        waiting = asyncio.create_task(server.unused())
+        await peer.send(say="still here")
+        await service.said.get()
+        assert not waiting.done()
+    await waiting
+
+
+async def test_at_the_end_every_visitor_is_told_by_the_closing(door: Path, service: Behind) -> None:
+    async with ControlServer(door, service).listening():
+        chat = await connect(door)
+        silent = await connect(door)
+        assert chat is not None
+        assert silent is not None
+        await chat.send(op="chat", group="main")
+        await chat.send(say="hello")
+        await service.said.get()
+    assert await chat.receive() is None
+    assert await silent.receive() is None
+    assert not service.terminal.is_connected()
+    for peer in (chat, silent):
+        await peer.close()
+    assert await connect(door) is None
+
+
+async def test_the_end_does_not_wait_for_a_terminal_that_has_stopped_reading(door: Path, service: Behind) -> None:
+    with socket.socket(socket.AF_UNIX) as stopped:  # nobody reads from it, as after Ctrl-Z
+        async with ControlServer(door, service).listening():
+            stopped.connect(str(door))
+            stopped.send(b'{"op": "chat", "group": "main"}\n{"say": "hello"}\n')
+            await service.said.get()
+            showing = asyncio.create_task(service.terminal.send_message(JID, "x" * 20_000_000))
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert not showing.done()
+        with pytest.raises(NotConnected):
+            await showing
