@@ -271,6 +271,7 @@ async def test_who_leaves_before_the_answer_is_forgotten_and_the_message_is_not(
         assert service.terminal.is_connected()
     await server.unused()
     assert not service.terminal.is_connected()
+    assert service.settled[0].cancelled(), "nobody waits for the settlement any more"
     with pytest.raises(NotConnected):
         await service.terminal.send_message(JID, "the answer")
 
@@ -333,9 +334,13 @@ async def test_only_the_owner_can_open_it_and_it_is_gone_at_the_end(door: Path, 
         os.umask(mask)
 
 
-async def test_what_a_killed_service_left_is_replaced(door: Path, service: Behind) -> None:
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(door))
+@pytest.mark.parametrize("left", ["socket", "file"])
+async def test_what_was_left_in_its_place_is_replaced(door: Path, service: Behind, left: str) -> None:
+    if left == "socket":
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(door))
+    else:
+        door.touch()
     assert door.exists()
     assert await connect(door) is None
     async with ControlServer(door, service).listening(), visitor(door, op="hello") as peer:

@@ -34,11 +34,12 @@ async def test_a_message_is_answered_and_the_next_one_by_the_same_agent(
     async with start_service(runtime) as service:
         chat = Chat(service)
         assert await chat.ask('hello <there> & "you"') == 'You said: hello <there> & "you"'
-        first = runtime.list_running_containers()
+        prefix = service.container_prefix
+        first = runtime.list_running_containers(prefix)
         assert await chat.ask("again") == "You said: again"
         assert len(first) == 1
-        assert runtime.list_running_containers() == first
-    assert runtime.list_running_containers() == []
+        assert runtime.list_running_containers(prefix) == first
+    assert runtime.list_running_containers(prefix) == []
 
 
 async def test_the_tool_of_an_mcp_plugin_answers(runtime: ContainerRuntime, start_service: StartService) -> None:

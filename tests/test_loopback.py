@@ -224,14 +224,18 @@ async def test_requests_sent_ahead_are_answered_in_order() -> None:
         client.writer.write(head % 1 + head % 2)  # in one piece
         while not running:
             await asyncio.sleep(0)
-        client.writer.write(head % 3)  # while the first is being answered
+        # While the first is being answered, one that the sockets alone cannot hold: the server has to read it.
+        long = b"x" * 32_000_000
+        client.writer.transport.set_write_buffer_limits(0)
+        client.writer.write(b"POST /3 HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(long) + long)
         await client.writer.drain()
+        assert running == ["/1"]
         go_on.set()
         answers = b""
         while answers.count(b"POST") < 3:
             answers += await client.reader.read(65536)
     assert running == ["/1", "/2", "/3"]
-    assert answers.index(b"POST /1 3") < answers.index(b"POST /2 3") < answers.index(b"POST /3 3")
+    assert answers.index(b"POST /1 3") < answers.index(b"POST /2 3") < answers.index(b"POST /3 32000000")
 
 
 async def test_a_client_that_asks_first_is_told_to_go_on() -> None:

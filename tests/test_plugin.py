@@ -330,11 +330,10 @@ def too_broad(kind: str, tmp_path: Path) -> Path:
     (renamed / "thing-1.0.dist-info").mkdir(parents=True)
     link = tmp_path / "link"
     link.symlink_to("/")
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - what the person has set, not what pathlib makes of it
     return {
         "the root": Path("/"),
-        "the home": home,
-        "above the home": home.parent,
+        "the home": tmp_path / "people" / "me",
+        "above the home": tmp_path / "people",
         "site-packages": environment,
         "site-packages by another name": renamed,
         "a directory of the import path": REPOSITORY / "src",
@@ -356,7 +355,11 @@ def too_broad(kind: str, tmp_path: Path) -> Path:
         "the root by a detour",
     ],
 )
-def test_a_source_that_would_show_the_agent_too_much_is_refused(kind: str, tmp_path: Path, discover: Discover) -> None:
+def test_a_source_that_would_show_the_agent_too_much_is_refused(
+    kind: str, tmp_path: Path, discover: Discover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "people" / "me").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "people" / "me"))
     source = too_broad(kind, tmp_path)
     text = f"class P(Good):\n    def mcp_server_spec(self): return spec(host_source=Path({str(source)!r}))"
     record = only(discover(text, p="P"))
@@ -581,6 +584,8 @@ class Fickle(Good):
         "sys.exit(1)",
         "return None",
         "return spec(host_source=SOURCE / 'gone')",
+        "return spec(host_source=Path('/'))",
+        "return spec('pynchy')",
     ):
         registry = discover(text.replace("{failure}", failure), a="Fickle", b="Good")
         assert len(registry.mcp_servers) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -108,41 +109,40 @@ async def test_stop_ends_what_the_agents_shell_has_left_running(
         chat = Chat(service)
         await chat.ask("hello")
         (folder / "cling.py").write_text(_CLING)
-        assert await chat.ask('/tool Bash {"command": "python3 cling.py 2>/dev/null"}') == "clinging"
-        assert held(folder)
+        assert await chat.ask('/tool Bash {"command": "python3 cling.py lock-session 2>/dev/null"}') == "clinging"
+        assert held(folder) == ["lock-session"]
         (name,) = with_agent.list_running_containers()
         with_agent.stop(name)
-        assert not held(folder)
+        assert held(folder) == []
         assert with_agent.list_running_containers() == []
         assert not (homes / name).exists()
 
 
 # --- with a stand-in for it -------------------------------------------------------------------------------------------
 
-#: Leaves a process in a session of its own that holds a lock.
+#: Leaves two processes that each hold a lock: one has made a session of its own, one has emptied its environment.
 _CLING = """
-import fcntl, os, sys, time
-ready, go = os.pipe()
-if os.fork() == 0:
-    os.setsid()
-    lock = open("lock", "w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    os.write(go, b"x")
-    os.close(1)
-    time.sleep(600)
-os.read(ready, 1)
+import os, subprocess, sys, time
+hold = "import fcntl, os, sys, time; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX); "
+hold += "print('held', flush=True); os.close(1); time.sleep(600)"
+ways = {"lock-session": {"start_new_session": True}, "lock-environment": {"env": {}}}
+for name, options in ways.items() if len(sys.argv) == 1 else [(sys.argv[1], ways[sys.argv[1]])]:
+    holder = subprocess.Popen([sys.executable, "-c", hold, name], stdout=subprocess.PIPE, **options)
+    assert holder.stdout.readline() == b"held\\n"
 print("clinging", flush=True)
 """
 
 
-def held(folder: Path) -> bool:
-    """Whether some process holds the lock."""
-    with (folder / "lock").open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def held(folder: Path) -> list[str]:
+    """The locks that some process holds, of those that can be expected to end on this system."""
+    names = []
+    for path in sorted(folder.glob("lock-*" if Path("/proc/self/environ").exists() else "lock-environment")):
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                names.append(path.name)
+    return names
 
 
 class StandIn:
@@ -200,10 +200,9 @@ def test_stop_ends_the_agent_and_removes_its_home_but_nothing_that_was_mounted(
             one.process.kill()
             one.process.wait()
         bare.stop("pynchy-one")
-        if Path("/proc/self/environ").exists():
-            assert not held(one.folder)
+        assert held(one.folder) == []
         assert bare.list_running_containers() == ["pynchy-two"]
-        assert held(two.folder)
+        assert "lock-environment" in held(two.folder)
         bare.stop("pynchy-two")
         bare.stop("pynchy-two")  # safe to repeat
     assert list(homes.iterdir()) == []
@@ -218,10 +217,37 @@ def test_an_agent_that_ends_by_itself_is_cleaned_up_behind(bare: ProcessRuntime,
         assert agent.line() == "clinging"
         assert agent.line() == ""  # the pipe ends with the agent, whoever it has left behind
         assert agent.process.wait(timeout=30) == 7
-    if Path("/proc/self/environ").exists():
-        assert not held(folder)
+    assert held(folder) == []
     assert list(homes.iterdir()) == []
     assert (folder / "kept").read_text() == "kept"
+
+
+def test_nothing_of_the_environment_reaches_the_agent(
+    bare: ProcessRuntime, homes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_SECRET", "of the person who runs it")
+    folder = tmp_path / "one"
+    folder.mkdir()
+    agent = StandIn(bare, "pynchy-one", folder, "import json, os; print(json.dumps(dict(os.environ)))\n")
+    with agent.process:
+        environment = json.loads(agent.line())
+    for name in ("PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"):  # which shells and Python set by themselves
+        environment.pop(name, None)
+    assert set(environment) - {"__CF_USER_TEXT_ENCODING"} == {"PATH", "HOME", "LANG", "PYNCHY_WORKSPACE"}
+    assert environment["HOME"] == str(homes / "pynchy-one" / "home")
+
+
+def test_the_pipe_belongs_to_the_agent_alone(bare: ProcessRuntime, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    agent = StandIn(bare, "pynchy-one", folder, "import os, time; os.close(1); time.sleep(600)\n")
+    with agent.process:
+        assert agent.process.stdout is not None
+        readable, _, _ = select.select([agent.process.stdout], [], [], 30)
+        assert readable, "the launcher keeps the pipe open"
+        assert agent.line() == ""
+        assert agent.process.poll() is None
+        bare.stop("pynchy-one")
 
 
 def test_an_agent_whose_host_is_gone_sees_the_end_of_its_pipe(

@@ -20,12 +20,19 @@ from pynchy.types import Channel
 
 NOON = datetime(2024, 5, 1, 12, 0, 0, 987654, tzinfo=UTC)
 
-#: Every character that UTF-8 has; and those among them that XML 1.0 can have in a text (Char, section 2.2).
-any_text = st.text()
-xml_text = st.text(
-    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff")
-    | st.sampled_from("\t\n<>&\"'")
+_MARKUP = st.sampled_from(
+    [*"<>&\"'\n\t", "&amp;", "&lt", "&#10;", "]]>", "<!--", "<message>", "</message>", "<messages>", "</messages>"]
 )
+
+
+def with_markup(characters: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """Texts of these characters, and of what means something in a prompt."""
+    return st.lists(_MARKUP | st.text(characters, max_size=5), max_size=8).map("".join)
+
+
+#: Every character that UTF-8 has; and those among them that XML 1.0 can have in a text (Char, section 2.2).
+any_text = with_markup(st.characters(codec="utf-8"))
+xml_text = with_markup(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff"))
 
 
 def stored(content: str, sender: str = "Ada") -> StoredMessage:

@@ -431,6 +431,11 @@ def test_a_limit_that_is_none_is_left_out() -> None:
     assert not {"--memory", "--memory-swap", "--cpus", "--pids-limit", "--user"} & set(given)
 
 
+def test_without_a_user_the_home_is_open_to_the_images_own() -> None:
+    home, _ = options(DockerRuntime().run_args(RunSpec((), "n", "i")))["--tmpfs"]
+    assert "mode=1777" in home.split(",")
+
+
 def test_build_run_args_are_the_run_args_with_the_defaults() -> None:
     mounts = [VolumeMount("/host/a", "/inside/a")]
     runtime = DockerRuntime()

@@ -19,7 +19,7 @@ import structlog
 from pynchy.channels.terminal import TerminalChannel, terminal_jid
 from pynchy.config import Settings
 from pynchy.control import ControlError, ControlServer
-from pynchy.conversations import Conversations
+from pynchy.conversations import Conversations, container_prefix
 from pynchy.group_queue import GroupQueue
 from pynchy.home import make_private
 from pynchy.model_gateway import ModelGateway, Upstream
@@ -149,7 +149,7 @@ class Service:
             gateway = await stack.enter_async_context(ModelGateway.open(upstream))
             await store.release()
             await service.register_group(Group(terminal_jid(MAIN_FOLDER), "main", MAIN_FOLDER, is_main=True))
-            await asyncio.to_thread(remove_orphans, runtime, store.installation_id)
+            await asyncio.to_thread(remove_orphans, runtime, container_prefix(store))
             conversations = Conversations(
                 settings, store, gateway, runtime, registry, service.outbox.wake, service._settle
             )
@@ -223,6 +223,11 @@ class Service:
         await self.outbox.flush()
 
     @property
+    def container_prefix(self) -> str:
+        """How the names of this service's containers begin."""
+        return container_prefix(self._store)
+
+    @property
     def groups_running(self) -> list[str]:
         """The chats whose agents have a place now."""
         return self._queue.running if self._queue else []
@@ -232,13 +237,13 @@ class Service:
         return [record.to_dict() for record in self._registry.records]
 
 
-def remove_orphans(runtime: ContainerRuntime, installation_id: str) -> None:
+def remove_orphans(runtime: ContainerRuntime, prefix: str) -> None:
     """End containers that an earlier service of this home left behind, and no others."""
     stop = getattr(runtime, "stop", None)
     if stop is None:
         return
     try:
-        for name in runtime.list_running_containers(f"pynchy-{installation_id}-"):
+        for name in runtime.list_running_containers(prefix):
             log.warning("removing a container that was left behind", container=name)
             stop(name)
     except RuntimeUnavailable as error:

@@ -118,7 +118,7 @@ class Conversations:
         folder = group_folder(self._settings.home, group, owner)
         spec = RunSpec(
             mounts=(*group_mounts(folder, self._runner_dir), *plugins.mounts),
-            container_name=f"pynchy-{self._store.installation_id}-{group.folder[:40]}-{uuid.uuid4().hex[:8]}",
+            container_name=f"{container_prefix(self._store)}{group.folder[:40]}-{uuid.uuid4().hex[:8]}",
             image=agent_image(),
             labels={LABEL_INSTALLATION: self._store.installation_id, LABEL_GROUP: group.folder},
             user=owner,
@@ -158,6 +158,11 @@ class Conversations:
         await self._store.fail(group.jid, ids, reason, notice)
         self._wake_outbox()
         self._settled(ids, reason)
+
+
+def container_prefix(store: Store) -> str:
+    """How the names of all containers of this installation begin, and of no other's."""
+    return f"pynchy-{store.installation_id}-"
 
 
 def _plain(reason: str) -> str:

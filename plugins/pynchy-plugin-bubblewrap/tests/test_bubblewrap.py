@@ -264,7 +264,7 @@ class Host:
             capture_output=True,
             text=True,
             timeout=60,
-            env={"PATH": os.environ["PATH"]},
+            env={"PATH": os.environ["PATH"], "OF_THE_CLIENT": "must stay outside"},
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -473,6 +473,14 @@ print(json.dumps([sorted(names), socket.gethostname(), os.getcwd()]))
     assert host.run(code) == [["bwrap", "python3"], "pynchy", "/"]
 
 
+def test_every_namespace_is_its_own(host: Host) -> None:
+    names = ["ipc", "mnt", "net", "pid", "uts"] + (["cgroup"] if Path("/proc/self/ns/cgroup").exists() else [])
+    names += [] if host.root else ["user"]
+    code = f"import json, os; print(json.dumps([os.readlink('/proc/self/ns/' + name) for name in {names!r}]))"
+    outside = [str(Path(f"/proc/self/ns/{name}").readlink()) for name in names]
+    assert not set(host.run(code)) & set(outside)
+
+
 def test_there_is_no_network_but_its_own_loopback(host: Host) -> None:
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(f"\0{PREFIX}")  # an abstract address, which no file tree hides
@@ -505,8 +513,7 @@ with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(
 
 
 def test_nothing_can_be_written_but_writable_mounts_and_memory(host: Host) -> None:
-    folder = host.folder()
-    (host.place / "plugin").mkdir(exist_ok=True)
+    folder, sources = host.folder(), host.folder()  # the second would be writable, were it not mounted read-only
     code = """
 import json, os
 written = []
@@ -527,13 +534,13 @@ for setting in ("kernel/hostname", "kernel/core_pattern", "vm/overcommit_memory"
 sizes = {d: os.statvfs(d).f_blocks * os.statvfs(d).f_frsize for d in ("/home/agent", "/tmp", "/dev/shm")}
 print(json.dumps([sorted(written), sizes]))
 """
-    plugin = VolumeMount(str(host.place / "plugin"), "/workspace/plugins/x", readonly=True)
+    plugin = VolumeMount(str(sources), "/workspace/plugins/x", readonly=True)
     written, sizes = host.run(code, group(folder), plugin)
     assert written == ["/dev/shm", "/home/agent", "/tmp", "/workspace/group"]
     assert set(sizes.values()) == {1024**3}
     assert (folder / "x").read_text() == "x"
     assert (folder / "x").stat().st_uid == host.agent[0]
-    assert list((host.place / "plugin").iterdir()) == []
+    assert list(sources.iterdir()) == []
 
 
 def test_there_are_no_capabilities_and_no_way_to_any(host: Host) -> None:
