@@ -241,3 +241,12 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings()
     assert "sk-secret" not in str(refused.value)
+
+
+def test_an_empty_variable_does_not_hide_the_one_in_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/.env").write_text("ANTHROPIC_API_KEY=sk-of-the-file\n")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "")
+    key = load_settings().anthropic_api_key
+    assert key is not None
+    assert key.get_secret_value() == "sk-of-the-file"

@@ -153,6 +153,11 @@ async def test_results_of_an_earlier_prompt_do_not_count() -> None:
     assert respond([*earlier, user("/tool B"), called("B", 2), user(result("new"))]) == "new"
 
 
+async def test_what_is_said_in_the_middle_of_the_calls_is_answered_instead() -> None:
+    interrupted = user(result("cancelled"), "[Request interrupted by user for tool use]", from_chat("stop"))
+    assert respond([user("/tool A\n/tool B"), called("A", 1), interrupted]) == "You said: stop"
+
+
 async def test_results_that_come_together_are_told_in_order() -> None:
     both = user(result("one", 1), result([{"type": "text", "text": "two"}, {"type": "image"}], 2))
     assert respond([user("/tool A\n/tool B"), called("A", 1), called("B", 2), both]) == "one\ntwo\n[image]"

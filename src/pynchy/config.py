@@ -80,12 +80,14 @@ def load_settings(demo: bool = False) -> Settings:
     be read.
     """
     home = pynchy_home()
+    for name in MODEL_VARIABLES:
+        if not os.environ.get(name, "").strip():
+            os.environ.pop(name, None)  # an empty variable means the same as an unset one: `.env` may set it
     try:
         load_dotenv(home / ".env", override=False)
     except (OSError, ValueError) as error:
         raise SettingsError(f"{home / '.env'} cannot be read: {error}") from None
     for name in MODEL_VARIABLES:
-        # An empty variable means the same as an unset one.
         if demo or not os.environ.get(name, "").strip():
             os.environ.pop(name, None)
     try:

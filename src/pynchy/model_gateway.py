@@ -117,6 +117,7 @@ class ModelGateway:
             await _fail(out, stream_id, f"the model's answer broke off: {_words(error)}")
         finally:
             await response.aclose()
+            self._client.cookies.clear()  # one client serves every group, and none may mark another
 
     def _headers(self, given: Any) -> dict[str, str]:
         pairs = given if isinstance(given, list) else []

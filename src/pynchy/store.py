@@ -164,11 +164,11 @@ class Store:
                 raise
 
     async def _row(self, sql: str, *parameters: Any) -> Any:
-        async with self._db.execute(sql, parameters) as cursor:
+        async with self._writing, self._db.execute(sql, parameters) as cursor:  # sees what is committed alone
             return await cursor.fetchone()
 
     async def _rows(self, sql: str, *parameters: Any) -> Iterable[Any]:
-        async with self._db.execute(sql, parameters) as cursor:
+        async with self._writing, self._db.execute(sql, parameters) as cursor:
             return await cursor.fetchall()
 
     # --- groups and chats -----------------------------------------------------------------------------------
