@@ -151,6 +151,7 @@ class StandIn:
     def __init__(self, runtime: ProcessRuntime, name: str, folder: Path, code: str) -> None:
         self.name = name
         self.folder = folder
+        self._runtime = runtime
         runner = folder.parent / f"{folder.name}-runner"
         runner.mkdir()
         (runner / "__main__.py").write_text(code)
@@ -163,6 +164,15 @@ class StandIn:
             text=True,
             start_new_session=True,
         )
+
+    def __enter__(self) -> StandIn:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._runtime.stop(self.name)
+        self.process.kill()
+        with self.process:
+            pass
 
     def line(self) -> str:
         """The next line it prints."""
@@ -192,7 +202,7 @@ def test_stop_ends_the_agent_and_removes_its_home_but_nothing_that_was_mounted(
     for folder in folders:
         folder.mkdir()
     one, two = (StandIn(bare, f"pynchy-{folder.name}", folder, code) for folder in folders)
-    with one.process, two.process:
+    with one, two:
         assert (one.line(), two.line()) == ("clinging", "clinging")
         assert bare.list_running_containers() == ["pynchy-one", "pynchy-two"]
         assert bare.list_running_containers("pynchy-t") == ["pynchy-two"]
@@ -205,7 +215,7 @@ def test_stop_ends_the_agent_and_removes_its_home_but_nothing_that_was_mounted(
         assert "lock-environment" in held(two.folder)
         bare.stop("pynchy-two")
         bare.stop("pynchy-two")  # safe to repeat
-    assert list(homes.iterdir()) == []
+        assert list(homes.iterdir()) == []
     assert (one.folder / "kept").read_text() == "kept"
 
 
@@ -213,12 +223,12 @@ def test_an_agent_that_ends_by_itself_is_cleaned_up_behind(bare: ProcessRuntime,
     folder = tmp_path / "one"
     folder.mkdir()
     agent = StandIn(bare, "pynchy-one", folder, _ENTER + _CLING + "sys.exit(7)\n")
-    with agent.process:
+    with agent:
         assert agent.line() == "clinging"
         assert agent.line() == ""  # the pipe ends with the agent, whoever it has left behind
         assert agent.process.wait(timeout=30) == 7
-    assert held(folder) == []
-    assert list(homes.iterdir()) == []
+        assert held(folder) == []
+        assert list(homes.iterdir()) == []
     assert (folder / "kept").read_text() == "kept"
 
 
@@ -229,7 +239,7 @@ def test_nothing_of_the_environment_reaches_the_agent(
     folder = tmp_path / "one"
     folder.mkdir()
     agent = StandIn(bare, "pynchy-one", folder, "import json, os; print(json.dumps(dict(os.environ)))\n")
-    with agent.process:
+    with agent:
         environment = json.loads(agent.line())
     for name in ("PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"):  # which shells and Python set by themselves
         environment.pop(name, None)
@@ -241,7 +251,7 @@ def test_the_pipe_belongs_to_the_agent_alone(bare: ProcessRuntime, tmp_path: Pat
     folder = tmp_path / "one"
     folder.mkdir()
     agent = StandIn(bare, "pynchy-one", folder, "import os, time; os.close(1); time.sleep(600)\n")
-    with agent.process:
+    with agent:
         assert agent.process.stdout is not None
         readable, _, _ = select.select([agent.process.stdout], [], [], 30)
         assert readable, "the launcher keeps the pipe open"
@@ -257,12 +267,12 @@ def test_an_agent_whose_host_is_gone_sees_the_end_of_its_pipe(
     folder.mkdir()
     code = "import sys; print('up', flush=True); sys.stdin.read(); sys.exit(0)\n"
     agent = StandIn(bare, "pynchy-one", folder, code)
-    with agent.process:
+    with agent:
         assert agent.line() == "up"
         assert agent.process.stdin is not None
         agent.process.stdin.close()
         assert agent.process.wait(timeout=30) == 0
-    assert list(homes.iterdir()) == []
+        assert list(homes.iterdir()) == []
 
 
 def test_stopping_what_never_ran_does_nothing(bare: ProcessRuntime, homes: Path) -> None:
