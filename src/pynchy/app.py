@@ -21,7 +21,7 @@ from pynchy.config import Settings
 from pynchy.control import ControlError, ControlServer
 from pynchy.conversations import Conversations, container_prefix
 from pynchy.group_queue import GroupQueue
-from pynchy.home import make_private
+from pynchy.home import control_socket, make_private
 from pynchy.model_gateway import ModelGateway, Upstream
 from pynchy.outbox import Outbox
 from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable
@@ -41,11 +41,6 @@ class CannotStart(Exception):
 
 class AlreadyRunning(CannotStart):
     """Another service has this home."""
-
-
-def control_socket(home: Path) -> Path:
-    """Where a home's service listens."""
-    return home / "control.sock"
 
 
 @dataclass(frozen=True, slots=True)

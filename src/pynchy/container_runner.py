@@ -345,7 +345,8 @@ class AgentRun:
             answer.set_result(output)
 
     def _append_transcript(self, frame: Frame) -> None:
-        session, subpath, entries = _session_key(frame.fields)[0], _session_key(frame.fields)[1], frame.json_body()
+        session, subpath = _session_key(frame.fields)
+        entries = frame.json_body()
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise WireError("transcript entries that are no objects")
         previous = self._appended

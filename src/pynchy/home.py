@@ -30,3 +30,8 @@ def container_dir() -> Path:
     package = Path(__file__).parent
     carried = package / "container"
     return carried if carried.is_dir() else package.parents[1] / "container"
+
+
+def control_socket(home: Path) -> Path:
+    """Where a home's service listens."""
+    return home / "control.sock"

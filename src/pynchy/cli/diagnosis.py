@@ -10,6 +10,7 @@ from pynchy.cli.output import configure_logging
 from pynchy.cli.plugin_list import running_service_records
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, check_path
+from pynchy.home import control_socket
 from pynchy.model_gateway import Upstream
 from pynchy.plugin import PluginRegistry, RuntimeUnavailable, State, discover_plugins, runtime_candidates
 from pynchy.runtime import agent_image, get_runtime
@@ -49,7 +50,7 @@ def doctor() -> int:
 
 def _home(home: Path) -> Finding:
     try:
-        check_path(home / "control.sock")
+        check_path(control_socket(home))
     except ControlError as error:
         return Finding("home", str(error), "set PYNCHY_HOME to a shorter path")
     nearest = next(path for path in (home, *home.parents) if path.exists())

@@ -11,7 +11,7 @@ import sys
 from pynchy.app import CannotStart, choose_runtime
 from pynchy.cli import talk
 from pynchy.cli.image import build_for
-from pynchy.cli.output import complain, configure_logging
+from pynchy.cli.output import complain, complain_of_system, configure_logging
 from pynchy.config import SettingsError, load_settings
 from pynchy.plugin import RuntimeUnavailable, discover_plugins
 
@@ -31,7 +31,7 @@ def main() -> int:
     except RuntimeUnavailable as error:
         return complain(f"{error}.")
     except OSError as error:
-        return complain(f"{error.filename or 'the system'}: {error.strerror or error}.")
+        return complain_of_system(error)
     if sys.stdin.isatty() and sys.stdout.isatty():
         return talk.chat("main", demo)
     example = _DEMO_EXAMPLE if demo else _EXAMPLE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pynchy.cli.output import complain, configure_logging, tell
+from pynchy.cli.output import complain, complain_of_system, configure_logging, tell
 from pynchy.plugin import ContainerRuntime, RuntimeUnavailable, discover_plugins
 from pynchy.runtime import agent_image, get_runtime
 
@@ -19,7 +19,7 @@ def build(if_missing: bool, runtime_name: str | None) -> int:
     except (RuntimeError, RuntimeUnavailable) as error:
         return complain(f"{error}.")
     except OSError as error:
-        return complain(f"{error.filename or 'the system'}: {error.strerror or error}.")
+        return complain_of_system(error)
     return 0
 
 

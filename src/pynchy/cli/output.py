@@ -17,6 +17,11 @@ def complain(text: str) -> int:
     return 1
 
 
+def complain_of_system(error: OSError) -> int:
+    """Say what the system refused, and of which file."""
+    return complain(f"{error.filename or 'the system'}: {error.strerror or error}.")
+
+
 def configure_logging(level: str) -> None:
     """Log lines of ours and of plugins to stderr, from this level on."""
     import structlog

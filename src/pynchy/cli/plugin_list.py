@@ -7,7 +7,7 @@ import json
 import logging
 from typing import Any
 
-from pynchy.home import pynchy_home
+from pynchy.home import control_socket, pynchy_home
 
 
 def show(as_json: bool) -> int:
@@ -34,7 +34,7 @@ def found_records() -> list[dict[str, Any]]:
 
 def running_service_records() -> list[dict[str, Any]] | None:
     """What the service of this home found when it started; None where none runs."""
-    socket = pynchy_home() / "control.sock"
+    socket = control_socket(pynchy_home())
     if not socket.exists():
         return None
     from pynchy.control import ControlError, connect

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -17,11 +16,11 @@ from pynchy.app import (
     Service,
     check_image,
     choose_runtime,
-    control_socket,
 )
-from pynchy.cli.output import complain, configure_logging, tell
+from pynchy.cli.output import complain, complain_of_system, configure_logging, tell
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, Peer, connect
+from pynchy.home import control_socket
 from pynchy.model_gateway import Upstream
 from pynchy.plugin import RuntimeUnavailable, discover_plugins
 from pynchy.store import StoreError
@@ -213,6 +212,4 @@ def _guarded(action: Callable[[], Any]) -> int:
     except asyncio.CancelledError:
         return 143
     except OSError as error:
-        with contextlib.suppress(Exception):
-            return complain(f"{error.filename or 'the system'}: {error.strerror or error}")
-        return 1
+        return complain_of_system(error)
