@@ -43,7 +43,16 @@ def ready() -> None:
 
 def result(ids: list[int], text: Any = "an answer") -> None:
     """An answer to these messages."""
-    send("result", {"ids": ids, "text": text, "session_id": None, "error": None, "tools_used": False}, id="r")
+    send("result", {"ids": ids, "text": text, "session_id": None, "error": None}, id="r")
+
+
+def ask_to_act(ids: list[int]) -> str:
+    """Say that a tool is about to run; returns what the host answers."""
+    send("progress", {"ids": ids, "tool": "Bash"}, id=77)
+    while (frame := read_frame()) and frame[0]["type"] != "reply":
+        pass
+    assert frame is not None
+    return frame[1].decode()
 
 
 def main(kind: str) -> None:
@@ -59,8 +68,23 @@ def main(kind: str) -> None:
     if kind == "exits-mid-answer":
         sys.exit(3)
     if kind == "exits-after-a-tool":
-        send("progress", tool="Bash")
+        ask_to_act(ids)
         sys.exit(3)
+    if kind == "repeats-the-reply-to-progress":
+        result(ids, ask_to_act(ids))
+    if kind == "acts-for-others":
+        result(ids, ask_to_act([*ids, ids[0] + 1]))
+    if kind == "never-answers-after-a-tool":
+        ask_to_act(ids)
+        time.sleep(600)
+    if kind == "answers-half":
+        result(ids[:1])
+        time.sleep(600)
+    if kind == "answers-two-batches-at-once":
+        following = read_frame()
+        assert following is not None
+        result([*ids, *following[0]["ids"]])
+        time.sleep(600)
     if kind == "never-answers":
         time.sleep(600)
     if kind == "writes-garbage":

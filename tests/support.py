@@ -96,10 +96,10 @@ class Chat:
         """Send a message and wait until it is settled; returns why it failed."""
         jid = await self.service.group_jid("main")
         with self.service.terminal.attached(jid, self.texts.put):
-            await self.service.flush_outbox()
+            await self.service.flush_outbox(jid)
             row_id = await self.service.say(jid, text)
             error = await self.service.settlement(row_id)
-            await self.service.flush_outbox()
+            await self.service.flush_outbox(jid)
         return error
 
     async def ask(self, text: str) -> str:

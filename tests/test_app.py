@@ -107,8 +107,9 @@ async def test_a_reply_waits_until_somebody_is_at_the_terminal(start_service: St
         await service.settlement(row)
     async with start_service(RogueRuntime("answers")) as service:
         texts: asyncio.Queue[str] = asyncio.Queue()
-        with service.terminal.attached(await service.group_jid("main"), texts.put):
-            await service.flush_outbox()
+        jid = await service.group_jid("main")
+        with service.terminal.attached(jid, texts.put):
+            await service.flush_outbox(jid)
             assert texts.get_nowait() == "an answer"
 
 

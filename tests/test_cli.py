@@ -132,7 +132,7 @@ def test_the_demo_never_uses_a_credential_of_the_environment(any_runtime: str) -
 
 
 def test_a_model_endpoint_of_ones_own_needs_no_credential(any_runtime: str) -> None:
-    failed = pynchy("ask", "hello", env={"ANTHROPIC_BASE_URL": "http://127.0.0.1:9"})
+    failed = pynchy("ask", "hello", env={"ANTHROPIC_BASE_URL": "http://127.0.0.1:9", "PYNCHY_RETRY_PAUSE": "0.01"})
     assert failed.returncode == 1
     assert "I could not answer: " in failed.stdout
     assert "the model's API cannot be reached" in failed.stdout

@@ -13,7 +13,7 @@ from support import Chat, RogueRuntime, StartService
 
 from pynchy.container_runner import AgentFailed, AgentRun, Limits
 from pynchy.plugin import RuntimeUnavailable
-from pynchy.types import ContainerInput, RunSpec
+from pynchy.types import ContainerInput, ContainerOutput, RunSpec
 
 pytestmark = pytest.mark.anyio
 
@@ -24,11 +24,11 @@ class NoHost:
     async def _refuse(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("the agent reached the host")
 
-    call_tool = append_transcript = load_transcript = transcript_subpaths = _refuse
+    call_tool = note_acting = append_transcript = load_transcript = transcript_subpaths = _refuse
     forward_model_request = unsolicited = _refuse
 
 
-_PATIENT = Limits(start=20, answer=20, close=5)
+_PATIENT = Limits(start=20, answer=20, close=1)
 
 
 def agent(kind: str, limits: Limits = _PATIENT) -> AgentRun:
@@ -43,15 +43,39 @@ def given() -> ContainerInput:
     return ContainerInput(prompt="hello", group_folder="main", chat_jid="terminal:main")
 
 
+async def answer(run: AgentRun, given: ContainerInput, ids: tuple[int, ...] = (1,)) -> ContainerOutput:
+    """Start the agent and return its first answer."""
+    await run.start(given, ids)
+    return await run.result()
+
+
 async def test_an_answer_comes_back_with_its_ids_and_the_agent_can_go_on(given: ContainerInput) -> None:
     run = agent("answers")
-    output = await run.start(given, (7, 8))
+    output = await answer(run, given, (7, 8))
     assert (output.ids, output.text) == ((7, 8), "an answer")
     long_text = "ä" * 500_000
-    assert (await run.answer(long_text, (9,))).text == long_text
+    run.send(long_text, (9,))
+    assert (await run.result()).text == long_text
     assert run.alive
-    await run.close()
+    await run.stop()
     assert not run.alive
+
+
+async def test_several_batches_may_be_answered_at_once_and_the_rest_stays_unanswered(given: ContainerInput) -> None:
+    run = agent("answers-two-batches-at-once")
+    await run.start(given, (1,))
+    run.send("second", (2, 3))
+    run.send("third", (4,))
+    assert (await run.result()).ids == (1, 2, 3)
+    assert run.unanswered == (4,)
+    await run.stop()
+
+
+async def test_half_a_batch_cannot_be_answered(given: ContainerInput) -> None:
+    run = agent("answers-half")
+    with pytest.raises(AgentFailed, match="a result for messages that were not asked"):
+        await answer(run, given, (1, 2))
+    await run.stop()
 
 
 @pytest.mark.parametrize(
@@ -69,58 +93,80 @@ async def test_an_agent_that_fails_is_ended_and_the_reason_says_how(
     kind: str, words: str, given: ContainerInput
 ) -> None:
     run = agent(kind)
-    with pytest.raises(AgentFailed, match=words) as failure:
-        await run.start(given, (1,))
-    assert not failure.value.tools_used
+    with pytest.raises(AgentFailed, match=words):
+        await answer(run, given)
     assert not run.alive
-    await run.kill()
+    await run.stop()
 
 
 async def test_an_endless_line_takes_no_memory(given: ContainerInput) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run = agent("writes-an-endless-line")
     with pytest.raises(AgentFailed):
-        await run.start(given, (1,))
-    await run.kill()
+        await answer(run, given)
+    await run.stop()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # KiB, of 100,000 sent
 
 
-async def test_a_failure_after_a_tool_ran_says_that_it_may_have_acted(given: ContainerInput) -> None:
-    run = agent("exits-after-a-tool")
-    with pytest.raises(AgentFailed) as failure:
-        await run.start(given, (1,))
-    assert failure.value.tools_used
-    await run.kill()
+async def test_a_tool_runs_only_once_the_host_has_it_on_record(given: ContainerInput) -> None:
+    class Recording(NoHost):
+        async def note_acting(self, ids: tuple[int, ...]) -> None:
+            assert run.acted == {1}
+            noted.append(ids)
+
+    noted: list[tuple[int, ...]] = []
+    run = AgentRun(RogueRuntime("exits-after-a-tool"), RunSpec((), "x", "no-image"), Recording(), _PATIENT)
+    with pytest.raises(AgentFailed, match="exit code 3"):
+        await answer(run, given)
+    assert noted == [(1,)]
+    await run.stop()
+
+
+async def test_a_tool_does_not_run_where_the_host_cannot_record_it(given: ContainerInput) -> None:
+    class Full(NoHost):
+        async def note_acting(self, ids: tuple[int, ...]) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    run = AgentRun(RogueRuntime("repeats-the-reply-to-progress"), RunSpec((), "x", "no-image"), Full(), _PATIENT)
+    assert (await answer(run, given)).text == '"the host cannot record that a tool is about to run, so it must not"'
+    await run.stop()
+
+
+async def test_nobody_acts_for_messages_of_another(given: ContainerInput) -> None:
+    run = agent("acts-for-others")
+    assert "messages that it was not given" in ((await answer(run, given)).text or "")
+    assert not run.acted
+    await run.stop()
 
 
 async def test_an_agent_that_is_never_ready_is_given_up_after_the_start_limit(given: ContainerInput) -> None:
-    run = agent("never-ready", Limits(start=0.3, answer=60, close=5))
+    run = agent("never-ready", Limits(start=0.3, answer=60, close=1))
     began = time.monotonic()
     with pytest.raises(AgentFailed, match="not ready within"):
-        await run.start(given, (1,))
+        await answer(run, given)
     assert time.monotonic() - began < 20
     assert not run.alive
 
 
 async def test_an_agent_that_never_answers_is_given_up_after_the_hard_limit(given: ContainerInput) -> None:
-    run = agent("never-answers", Limits(start=20, answer=1, close=5))
+    run = agent("never-answers", Limits(start=20, answer=1, close=1))
     with pytest.raises(AgentFailed, match="no answer within 1 s"):
-        await run.start(given, (1,))
+        await answer(run, given)
     assert not run.alive
 
 
 async def test_a_flood_of_frames_is_drained(given: ContainerInput) -> None:
     run = agent("floods")
-    assert (await run.start(given, (1,))).text == "done"
-    await run.close()
+    assert (await answer(run, given)).text == "done"
+    await run.stop()
 
 
 async def test_a_runtime_that_cannot_be_started_is_a_failure_not_a_crash(given: ContainerInput) -> None:
     run = agent("answers")
     run._runtime.cli = "/nonexistent/runtime"
     with pytest.raises(AgentFailed, match="could not be started"):
-        await run.start(given, (1,))
-    await run.kill()
+        await answer(run, given)
+    await run.stop()
 
 
 async def test_a_missing_image_is_named_with_the_command_that_builds_it(given: ContainerInput) -> None:
@@ -130,13 +176,21 @@ async def test_a_missing_image_is_named_with_the_command_that_builds_it(given: C
 
     run = AgentRun(WithoutImage("exits-before-ready"), RunSpec((), "x", "no-image"), NoHost(), Limits())
     with pytest.raises(AgentFailed, match="no-image is missing; build it with `pynchy image build`"):
-        await run.start(given, (1,))
-    await run.kill()
+        await answer(run, given)
+    await run.stop()
 
 
 # --- the same through the whole host --------------------------------------------------------------------------
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two attempts, and no time between them."""
+    monkeypatch.setenv("PYNCHY_ATTEMPTS", "2")
+    monkeypatch.setenv("PYNCHY_RETRY_PAUSE", "0.01")
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_a_failure_becomes_a_notice_in_the_chat_and_the_message_is_failed(
     start_service: StartService, tmp_path: Path
 ) -> None:
@@ -147,16 +201,21 @@ async def test_a_failure_becomes_a_notice_in_the_chat_and_the_message_is_failed(
     assert error is not None
     assert "broke the protocol" in error
     assert notice.startswith("I could not answer: it broke the protocol")
-    assert notice.endswith("Nothing was done. Send it again to have me try again.")
+    assert notice.endswith("I tried 2 times, and nothing was done. Send it again to have me try again.")
     with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
-        assert db.execute("SELECT content, state FROM messages").fetchall() == [("hello", "failed")]
+        assert db.execute("SELECT content, state, attempts FROM messages").fetchall() == [("hello", "failed", 1)]
 
 
-async def test_after_a_tool_ran_the_notice_says_so(start_service: StartService) -> None:
+@pytest.mark.usefixtures("impatient")
+async def test_after_a_tool_ran_nothing_is_repeated_and_the_notice_says_so(
+    start_service: StartService, tmp_path: Path
+) -> None:
     async with start_service(RogueRuntime("exits-after-a-tool")) as service:
         chat = Chat(service)
         await chat.say("hello")
         assert chat.texts.get_nowait().endswith("look before you ask again.")
+    with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
+        assert db.execute("SELECT state, attempts, acted FROM messages").fetchall() == [("failed", 0, 1)]
 
 
 async def test_what_an_agent_may_not_ask_is_refused_and_changes_nothing(

@@ -61,7 +61,7 @@ class Behind:
     async def settlement(self, row_id: int) -> str | None:
         return await self.settled[row_id]
 
-    async def flush_outbox(self) -> None:
+    async def flush_outbox(self, jid: str) -> None:
         while self.outgoing:
             try:
                 await self.terminal.send_message(JID, self.outgoing[0])

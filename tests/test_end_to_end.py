@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import sqlite3
 from pathlib import Path
 
 import httpx
@@ -15,17 +16,21 @@ from support import BUSY, CREDENTIAL, RUNTIMES, Chat, StartService
 from pynchy.config import load_settings
 from pynchy.container_runner import AgentRun, Limits
 from pynchy.conversations import agent_owner
+from pynchy.credential import Credential
 from pynchy.home import make_private
 from pynchy.host_tools import GroupHost
 from pynchy.model_gateway import ModelGateway, Upstream
 from pynchy.plugin import ContainerRuntime, PluginRegistry
 from pynchy.store import Store
 from pynchy.testing import Cut, Fail, ScriptedModel, Stall
-from pynchy.types import ContainerInput, Group, RunSpec
-from pynchy.workspace import group_folder, group_mounts, stage_runner
+from pynchy.types import INTERRUPTED, ContainerInput, Group, RunSpec
+from pynchy.workspace import attachments_folder, group_folder, group_mounts, stage_runner
 from pynchy_plugin_hello import HelloPlugin
 
 pytestmark = pytest.mark.anyio
+
+#: How often the SDK asks before it gives up.
+_REQUESTS_AN_ATTEMPT = 1
 
 
 async def test_a_message_is_answered_and_the_next_one_by_the_same_agent(
@@ -81,7 +86,7 @@ async def test_what_the_agent_writes_stays_in_its_folder_and_its_memory_is_read_
 
 
 @pytest.mark.bubblewrap
-async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: ScriptedModel, tmp_path: Path) -> None:
+async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: ScriptedModel) -> None:
     runtime = RUNTIMES["bubblewrap"]()
     settings = load_settings()
     owner = agent_owner(settings)
@@ -91,46 +96,169 @@ async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: Scripted
         Store.open(settings.home / "pynchy.db") as store,
         ModelGateway.open(Upstream(model.base_url)) as gateway,
     ):
-        mounts = group_mounts(group_folder(settings.home, group, owner), stage_runner(settings.home))
+        folder, attachments = group_folder(settings.home, group, owner), attachments_folder(settings.home, group)
+        mounts = group_mounts(folder, stage_runner(settings.home), attachments)
         spec = RunSpec(mounts, "pynchy-test-interrupt", "", user=owner)
-        run = AgentRun(runtime, spec, GroupHost(group, store, gateway, lambda: None), Limits())
+
+        async def nothing(*_: object) -> None:
+            """Nobody listens."""
+
+        credential = Credential(settings, gateway, nothing, print, nothing, replaceable=False)
+        run = AgentRun(runtime, spec, GroupHost(group, store, gateway, credential, lambda: None), Limits())
         await run.start(ContainerInput(prompt="hello", group_folder="main", chat_jid=group.jid), (1,))
-        answering = asyncio.ensure_future(run.answer(f"/tool Bash {json.dumps({'command': BUSY})}", (2,)))
-        while not run.tools_used:
+        assert (await run.result()).text == "You said: hello"
+        run.send(f"/tool Bash {json.dumps({'command': BUSY})}", (2,))
+        while not run.acted:
             await asyncio.sleep(0.01)  # the agent decides when
         await run.interrupt()
-        output = await answering
-        assert (output.text, output.error, output.tools_used) == (None, "interrupted", True)
-        assert (await run.answer("still there?", (3,))).text == "You said: still there?"
-        await run.close()
+        output = await run.result()
+        assert (output.ids, output.text, output.error) == ((2,), None, INTERRUPTED)
+        run.send("still there?", (3,))
+        assert (await run.result()).text == "You said: still there?"
+        await run.stop()
+
+
+# --- a model that fails -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses and time limits that a test can wait for."""
+    monkeypatch.setenv("PYNCHY_RETRY_PAUSE", "0.01")
+    monkeypatch.setattr("pynchy.model_gateway._TIMEOUT", httpx.Timeout(1))
+
+
+FAULTS = [
+    pytest.param(Fail(429, "Slow down"), r"the model's API says that it is asked too often \(HTTP 429\)", id="429"),
+    pytest.param(Fail(500, "Oops"), r"the model's API has trouble of its own \(HTTP 500\)", id="500"),
+    pytest.param(Fail(529, "Overloaded"), r"the model's API is overloaded \(HTTP 529\)", id="529"),
+    pytest.param(Cut(2), r"the model's answer broke off: .*", id="cut"),
+    pytest.param(Stall(2), r"the model's answer broke off: .*", id="stall"),
+]
 
 
 @pytest.mark.bubblewrap
-@pytest.mark.parametrize(
-    ("fault", "notice"),
-    [
-        (Fail(401, "invalid x-api-key"), r"I could not answer: Invalid API key .*\(HTTP 401\)\. Nothing was done\. .*"),
-        (Fail(529, "Overloaded"), r"I could not answer: API Error: 529 Overloaded\. .* again in a moment\. Nothing .*"),
-        (Cut(2), r"I could not answer: API Error: .* lost .*"),
-        (Stall(2), r"I could not answer: API Error: .* lost .*"),
-    ],
-    ids=["401", "529", "cut", "stall"],
-)
-async def test_a_model_that_fails_ends_in_a_notice_within_seconds_and_the_next_message_is_answered(
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("fault", "words"), FAULTS)
+async def test_a_model_that_fails_once_is_asked_again_and_nobody_notices(
+    fault: Fail | Cut | Stall, words: str, start_service: StartService, model: ScriptedModel
+) -> None:
+    async with start_service(RUNTIMES["bubblewrap"]()) as service:
+        chat = Chat(service)
+        model.fail_next(fault, _REQUESTS_AN_ATTEMPT)
+        assert await chat.ask("hello") == "You said: hello"
+        assert await chat.ask("again") == "You said: again"
+    conversation = json.dumps(json.loads(model.requests[-1].body)["messages"])
+    assert conversation.count(">hello<") == 1, "what failed is not part of the conversation"
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("fault", "words"), FAULTS)
+async def test_a_model_that_goes_on_failing_ends_in_a_notice_and_the_next_message_is_answered(
     fault: Fail | Cut | Stall,
-    notice: str,
+    words: str,
     start_service: StartService,
     model: ScriptedModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pynchy.model_gateway._TIMEOUT", httpx.Timeout(1))
+    monkeypatch.setenv("PYNCHY_ATTEMPTS", "2")
     async with start_service(RUNTIMES["bubblewrap"]()) as service:
         chat = Chat(service)
-        model.fail_next(fault, 5)
+        model.fail_next(fault, 2 * _REQUESTS_AN_ATTEMPT)
         assert await chat.say("hello") is not None
-        assert re.fullmatch(notice, chat.texts.get_nowait())
+        what_next = r"I tried 2 times, and nothing was done\. Send it again to have me try again\."
+        assert re.fullmatch(rf"I could not answer: {words}\. {what_next}", chat.texts.get_nowait())
+        assert chat.texts.empty()
+        assert await chat.ask("are you back?") == "You said: are you back?"
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.usefixtures("impatient")
+async def test_a_failure_after_a_tool_ran_is_not_repeated_and_the_notice_says_so(
+    start_service: StartService, model: ScriptedModel, tmp_path: Path
+) -> None:
+    async with start_service(RUNTIMES["bubblewrap"]()) as service:
+        chat = Chat(service)
+        await chat.ask("hello")
+        asked = len(model.requests)
+        model.answer_next(1)
+        model.fail_next(Fail(529, "Overloaded"), 20)
+        command = json.dumps({"command": "echo done >>counter"})
+        assert await chat.say(f"/tool Bash {command}") is not None
         model.succeed()
-        assert (await chat.ask("are you back?")).endswith("are you back?")
+        notice = chat.texts.get_nowait()
+        assert (tmp_path / "home/groups/main/counter").read_text() == "done\n"
+        assert len(model.requests) == asked + 1 + _REQUESTS_AN_ATTEMPT
+        assert await chat.ask("and now?") == "You said: and now?"
+    assert notice == (
+        "I could not answer: the model's API is overloaded (HTTP 529). "
+        "I may have done a part of it already; look before you ask again."
+    )
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.usefixtures("impatient")
+async def test_a_conversation_that_the_model_refuses_is_dropped_and_the_message_answered_in_a_new_one(
+    start_service: StartService, model: ScriptedModel
+) -> None:
+    async with start_service(RUNTIMES["bubblewrap"]()) as service:
+        chat = Chat(service)
+        await chat.ask("my name is Ada")
+        model.fail_next(Fail(400, "messages.1: image exceeds the maximum"), _REQUESTS_AN_ATTEMPT)
+        assert await chat.say("what is my name?") is None
+        notice, answer = chat.texts.get_nowait(), chat.texts.get_nowait()
+    assert notice.startswith("I could not go on with our conversation (")
+    assert "Image was too large" in notice
+    assert answer == "You said: what is my name?"
+    assert "Ada" not in json.dumps(json.loads(model.requests[-1].body)["messages"])
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.usefixtures("impatient")
+async def test_a_conversation_that_has_vanished_is_dropped_and_the_message_answered_in_a_new_one(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    async with start_service(RUNTIMES["bubblewrap"]()) as service:
+        await Chat(service).ask("my name is Ada")
+    with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
+        db.execute("DELETE FROM transcripts")
+    async with start_service(RUNTIMES["bubblewrap"]()) as service:
+        chat = Chat(service)
+        assert await chat.say("what is my name?") is None
+        assert chat.texts.get_nowait().startswith("I could not go on with our conversation (")
+        assert chat.texts.get_nowait() == "You said: what is my name?"
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.usefixtures("impatient")
+async def test_a_refused_credential_is_said_once_in_the_main_chat_and_work_goes_on_when_it_is_replaced(
+    start_service: StartService, model: ScriptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pynchy.credential._LOOK_EVERY", 0.05)
+    monkeypatch.setattr("pynchy.credential._LONGEST_PAUSE", 0.5)
+    async with start_service(RUNTIMES["bubblewrap"]()) as service:
+        await service.register_group(Group("terminal:other", "other", "other"))
+        chat = Chat(service)
+        others: asyncio.Queue[str] = asyncio.Queue()
+        model.require_key("a-new-one")
+        with service.terminal.attached("terminal:other", others.put):
+            row = await service.say("terminal:other", "and me?")
+            why = await chat.say("hello")
+            assert why is not None
+            assert chat.texts.get_nowait() == why
+            assert "does not accept my credential (HTTP 401)" in why
+            assert str(tmp_path / "home/.env") in why
+            jid = await service.group_jid("main")
+            with service.terminal.attached(jid, chat.texts.put):
+                (tmp_path / "home/.env").write_text(
+                    f"ANTHROPIC_AUTH_TOKEN=\nANTHROPIC_API_KEY=a-new-one\nANTHROPIC_BASE_URL={model.base_url}\n"
+                )
+                assert await chat.texts.get() == "You said: hello"
+            assert await service.settlement(row) is None
+            assert await others.get() == "You said: and me?"
+        assert chat.texts.empty()
+        assert others.empty()
 
 
 #: Reads every environment and every file there is inside, and prints the paths where the needle is found.

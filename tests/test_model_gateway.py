@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from pynchy.config import load_settings
 from pynchy.loopback import Exchange, LoopbackServer, Request
-from pynchy.model_gateway import ModelGateway, Upstream
+from pynchy.model_gateway import ModelFailure, ModelGateway, Upstream
 from pynchy.wire import MAX_BYTES, MAX_LINE, Frame, FrameWriter, read_frames
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -76,6 +76,7 @@ class Asking:
         self.gateway = gateway
         self.out = out
         self.frames = frames
+        self.noted: list[ModelFailure | None] = []
 
     async def __call__(
         self,
@@ -89,7 +90,7 @@ class Asking:
         return await self.with_fields(fields, body)
 
     async def with_fields(self, fields: Mapping[str, Any], body: bytes = b"{}") -> Answer:
-        await self.gateway.forward(Frame("http.request", dict(fields), body), self.out)
+        await self.gateway.forward(Frame("http.request", dict(fields), body), self.out, self.noted.append)
         answer = [await anext(self.frames)]
         while answer[-1].type not in ("http.end", "http.failed"):
             answer.append(await anext(self.frames))
@@ -442,7 +443,7 @@ async def test_an_answer_streams_through_as_it_is_made() -> None:
 
     async with LoopbackServer(handler) as server, asking(Upstream(server.base_url)) as ask:
         frame = Frame("http.request", {"id": 1, "method": "POST", "target": "/v1/messages", "headers": []})
-        forwarding = asyncio.create_task(ask.gateway.forward(frame, ask.out))
+        forwarding = asyncio.create_task(ask.gateway.forward(frame, ask.out, ask.noted.append))
         assert (await anext(ask.frames)).type == "http.response"
         assert (await anext(ask.frames)).body == b"first"
         go_on.set()
@@ -459,7 +460,9 @@ async def test_answers_to_several_requests_at_once_are_kept_apart(api: Api) -> N
         fields = {"method": "POST", "target": "/v1/messages", "headers": []}
         await asyncio.gather(
             *(
-                ask.gateway.forward(Frame("http.request", {**fields, "id": number}, b"%03d" % number), ask.out)
+                ask.gateway.forward(
+                    Frame("http.request", {**fields, "id": number}, b"%03d" % number), ask.out, ask.noted.append
+                )
                 for number in range(50)
             )
         )
@@ -556,7 +559,7 @@ async def test_an_agent_that_does_not_read_holds_its_answer_up_and_its_end_ends_
     writing = asyncio.create_task(out.run())
     async with LoopbackServer(handler) as server, ModelGateway.open(Upstream(server.base_url)) as gateway:
         fields = {"id": 1, "method": "POST", "target": "/v1/messages", "headers": []}
-        forwarding = asyncio.create_task(gateway.forward(Frame("http.request", fields, b"{}"), out))
+        forwarding = asyncio.create_task(gateway.forward(Frame("http.request", fields, b"{}"), out, print))
         while not out._room._waiters:  # pyright: ignore[reportAttributeAccessIssue]
             await asyncio.sleep(0.01)
         # An answer without an end waits in the sockets now, and what is in memory is little.
@@ -567,3 +570,52 @@ async def test_an_agent_that_does_not_read_holds_its_answer_up_and_its_end_ends_
         with pytest.raises(ConnectionError):
             await forwarding
         await given_up.wait()
+
+
+# --- what the host notes of it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "noted"),
+    [
+        (200, [], None),
+        (401, [], ModelFailure(401, "the model's API answered 401")),
+        (429, [("retry-after", "7")], ModelFailure(429, "the model's API answered 429", 7)),
+        (529, [("retry-after", "-1")], ModelFailure(529, "the model's API answered 529")),
+        (503, [("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")], ModelFailure(503, "the model's API answered 503")),
+        (429, [("retry-after", "9" * 400)], ModelFailure(429, "the model's API answered 429")),
+    ],
+)
+async def test_how_a_request_ended_is_noted_as_the_host_saw_it(
+    api: Api, status: int, headers: list[tuple[str, str]], noted: ModelFailure | None
+) -> None:
+    async with asking(api.upstream) as ask:
+        api.status = status
+        api.headers += headers
+        await ask()
+        assert ask.noted == [noted]
+        await ask("/v1/messages/count_tokens")
+        assert ask.noted == [noted], "counting tokens answers nobody"
+
+
+async def test_an_api_that_is_not_there_is_noted_without_a_status() -> None:
+    async with asking(Upstream("http://127.0.0.1:9")) as ask:
+        await ask()
+        (noted,) = ask.noted
+    assert noted is not None
+    assert noted.status is None
+    assert "cannot be reached" in noted.reason
+
+
+async def test_what_does_not_leave_the_container_is_not_noted(api: Api) -> None:
+    async with asking(api.upstream) as ask:
+        await ask("/v1/files")
+        assert ask.noted == []
+
+
+async def test_the_upstream_can_be_replaced_while_it_is_used(api: Api) -> None:
+    async with asking(api.upstream) as ask:
+        await ask()
+        ask.gateway.upstream = Upstream(api.base_url, ("x-api-key", "another"))
+        await ask()
+        assert api.requests[-1].header("x-api-key") == "another"

@@ -1,4 +1,4 @@
-"""From the outbox to the channels: in order, as often as needed, and nobody waits for somebody else's trouble."""
+"""From the outbox to the channels: in order, as often as needed, and no chat waits for another's trouble."""
 
 from __future__ import annotations
 
@@ -9,30 +9,22 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from pynchy import outbox as outbox_module
+from pynchy import database, outbox
 from pynchy.outbox import Outbox
-from pynchy.store import Store
+from pynchy.store import Outgoing, Store
 from pynchy.types import NotConnected
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
+#: The chat that hears of what could not be sent.
+MAIN = "main:a"
+#: Longer than any test.
+FOREVER = 1000.0
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts follow each other at once."""
-    monkeypatch.setattr(outbox_module, "_FIRST_PAUSE", 0)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "pynchy.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[Store]:
-    async with Store.open(path) as store:
-        yield store
+#: Called with chat and text before a channel takes it; may raise, or wait.
+Before = Callable[[str, str], Awaitable[None]]
 
 
 class Channel:
@@ -40,13 +32,13 @@ class Channel:
 
     prefix_assistant_name = False
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, before: Before | None = None) -> None:
         self.name = name
         self.connected = True
+        self.before = before
+        self.tried: list[str] = []
         self.sent: list[tuple[str, str]] = []
-        self.attempts = 0
-        #: Called before a text is taken; may raise, or wait.
-        self.before: Callable[[str, str], Awaitable[None]] | None = None
+        self._news = asyncio.Event()
 
     async def connect(self) -> None:
         self.connected = True
@@ -61,36 +53,41 @@ class Channel:
         return jid.startswith(f"{self.name}:")
 
     async def send_message(self, jid: str, text: str) -> None:
-        self.attempts += 1
+        self.tried.append(text)
+        self._news.set()
         if self.before:
             await self.before(jid, text)
         self.sent.append((jid, text))
+        self._news.set()
 
     @property
     def texts(self) -> list[str]:
         return [text for _, text in self.sent]
 
-
-@asynccontextmanager
-async def running(store: Store, *channels: Channel) -> AsyncIterator[Outbox]:
-    """An outbox that sends meanwhile."""
-    outbox = Outbox(store, channels, "Pynchy")
-    task = asyncio.create_task(outbox.run())
-    try:
-        yield outbox
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return when something that this channel keeps meets a condition."""
+        while not condition():
+            self._news.clear()
+            await self._news.wait()
 
 
-async def flush(outbox: Outbox) -> None:
-    async with asyncio.timeout(30):
-        await outbox.flush()
+async def hanging(jid: str, text: str) -> None:
+    """Takes what is bad for ever."""
+    if "bad" in jid:
+        await asyncio.Event().wait()
 
 
-def states(path: Path) -> list[tuple[str, str | None]]:
-    with closing(sqlite3.connect(path)) as db:
-        return db.execute("SELECT state, error FROM outbox ORDER BY id").fetchall()
+def failing(times: int, only: str = "", error: type[Exception] = OSError) -> Before:
+    """Fails so many times for what has `only` in its chat or text."""
+    left = times
+
+    async def before(jid: str, text: str) -> None:
+        nonlocal left
+        if only in f"{jid} {text}" and left:
+            left -= 1
+            raise error("the line is down")
+
+    return before
 
 
 async def until_all_wait() -> None:
@@ -99,298 +96,419 @@ async def until_all_wait() -> None:
         await asyncio.sleep(0)
 
 
+class Post:
+    """A database, what is queued in it, and outboxes that send from it."""
+
+    def __init__(self, path: Path, store: Store) -> None:
+        self.path = path
+        self.store = store
+
+    async def queue(self, jid: str, *texts: str) -> None:
+        await asyncio.gather(*(self.store.enqueue(jid, text, "reply") for text in texts))
+
+    def states(self) -> list[tuple[str, str | None]]:
+        """What the database knows of each text, in the order in which they were queued."""
+        with closing(sqlite3.connect(self.path)) as db:
+            return db.execute("SELECT state, error FROM outbox ORDER BY id").fetchall()
+
+    @asynccontextmanager
+    async def running(self, *channels: Channel) -> AsyncIterator[Outbox]:
+        """An outbox that sends meanwhile, and that leaves no task behind however the test left it."""
+        before = asyncio.all_tasks()
+        sending = Outbox(self.store, channels, "Pynchy", MAIN)
+        task = asyncio.create_task(sending.run())
+        try:
+            async with asyncio.timeout(30):
+                yield sending
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await until_all_wait()  # what waited for one of its tasks may have ended with it
+        assert asyncio.all_tasks() == before
+
+
+@pytest.fixture
+async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Post]:
+    monkeypatch.setattr(outbox, "_FIRST_PAUSE", 0)  # attempts follow each other at once
+    path = tmp_path / "pynchy.db"
+    async with Store.open(path) as store:
+        yield Post(path, store)
+
+
 # --- in order -----------------------------------------------------------------------------------------------
 
 
-async def test_each_channel_gets_the_texts_of_its_chats_in_order_and_once(store: Store, path: Path) -> None:
-    one, two = Channel("one"), Channel("two")
-    async with running(store, one, two) as outbox:
+async def test_each_chat_gets_its_texts_in_order_and_once(post: Post) -> None:
+    channels = [Channel("one"), Channel("two")]
+    jids = [f"{channel.name}:{number}" for channel in channels for number in range(3)]
+    async with post.running(*channels) as sending:
         for number in range(20):
-            await store.enqueue(f"{'one' if number % 2 else 'two'}:{number % 3}", f"{number}", "reply")
+            for jid in jids:
+                await post.queue(jid, f"{jid} {number}")
             if number % 7 == 0:
-                outbox.wake()
-        await flush(outbox)
-        await flush(outbox)
-    assert one.texts == [f"{number}" for number in range(1, 20, 2)]
-    assert two.texts == [f"{number}" for number in range(0, 20, 2)]
-    assert all(jid.startswith("one:") for jid, _ in one.sent)
-    assert states(path) == [("sent", None)] * 20
+                sending.wake()
+        sending.wake()  # one is enough for all
+        for channel in channels:
+            await channel.until(lambda channel=channel: len(channel.sent) == 60)
+        for jid in jids:
+            await sending.flush(jid)
+    for channel in channels:
+        for jid in jids:
+            expected = [f"{jid} {number}" for number in range(20)] if channel.owns_jid(jid) else []
+            assert [text for to, text in channel.sent if to == jid] == expected
+    assert post.states() == [("sent", None)] * 120
 
 
-async def test_a_text_goes_out_under_the_assistants_name_where_the_channel_wants_it(store: Store) -> None:
-    class Shared(Channel):
-        prefix_assistant_name = True
-
-    channel = Shared("one")
-    await store.enqueue("one:a", "hello", "reply")
-    async with running(store, channel) as outbox:
-        await flush(outbox)
-    assert channel.texts == ["Pynchy: hello"]
+async def test_a_text_goes_out_under_the_assistants_name_where_the_channel_wants_it(post: Post) -> None:
+    channel = Channel("one")
+    channel.prefix_assistant_name = True
+    await post.queue("one:a", "hello")
+    async with post.running(channel):  # what was queued before is sent without being asked for
+        await channel.until(lambda: channel.texts == ["Pynchy: hello"])
 
 
-async def test_what_was_queued_before_the_start_is_sent_without_being_asked(store: Store) -> None:
-    channel, sent = Channel("one"), asyncio.Event()
+async def test_no_wake_is_lost_however_near_it_comes_to_the_end_of_a_chats_work(post: Post) -> None:
+    channel = Channel("one")
+    async with post.running(channel) as sending:
+        for number in range(100):
+            await post.queue("one:a", f"{number}")
+            sending.wake()
+            await channel.until(lambda number=number: len(channel.sent) == number + 1)
+            for _ in range(number % 25):  # the chat's task comes so much nearer to its end
+                await asyncio.sleep(0)
+    assert channel.texts == [f"{number}" for number in range(100)]
+
+
+@pytest.mark.parametrize("ask", ["wake", "flush"])
+async def test_what_is_queued_after_a_chats_task_has_looked_for_the_last_time_goes_out(post: Post, ask: str) -> None:
+    asked: list[asyncio.Task[None]] = []
+
+    class Late(Store):
+        async def next_queued(self, jid: str) -> Outgoing | None:
+            found = await super().next_queued(jid)
+            if found is None and not asked:
+                await post.queue(jid, "second")
+                if ask == "wake":
+                    sending.wake()
+                asked.append(asyncio.create_task(sending.flush(jid) if ask == "flush" else asyncio.sleep(0)))
+                await until_all_wait()
+                await super().next_queued(jid)  # reads happen in turn: the look that was asked for is over
+            return found
+
+    async with Late.open(post.path) as post.store:
+        channel = Channel("one")
+        await post.queue("one:a", "first")
+        async with post.running(channel) as sending:
+            await channel.until(lambda: channel.texts == ["first", "second"])
+            await asked[0]
+
+
+# --- the end ------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_under_way_at_the_end_stays_queued_and_is_sent_by_the_next(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
 
     async def before(jid: str, text: str) -> None:
-        sent.set()
+        if jid == "one:fails":
+            raise OSError("the line is down")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await until_all_wait()  # it may still have something to do, for longer than `running` looks on
+            await until_all_wait()
+            ended.append(jid)
 
-    channel.before = before
-    await store.enqueue("one:a", "from yesterday", "reply")
-    async with running(store, channel), asyncio.timeout(30):
-        await sent.wait()
-    assert channel.texts == ["from yesterday"]
-
-
-async def test_what_was_under_way_when_the_service_stopped_is_sent_by_the_next(store: Store, path: Path) -> None:
-    channel, sending = Channel("one"), asyncio.Event()
-
-    async def before(jid: str, text: str) -> None:
-        sending.set()
-        await asyncio.Event().wait()
-
-    channel.before = before
-    await store.enqueue("one:a", "hello", "reply")
-    async with running(store, channel), asyncio.timeout(30):
-        await sending.wait()
-    assert states(path) == [("queued", None)]
+    channel = Channel("one", before)
+    for jid in ("one:hangs", "one:fails"):
+        await post.queue(jid, f"{jid} 1", f"{jid} 2")
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "_FIRST_PAUSE", FOREVER)
+        async with post.running(channel) as sending:
+            await channel.until(lambda: len(channel.tried) == 2)
+            flushes = [asyncio.create_task(sending.flush(jid)) for jid in ("one:hangs", "one:fails")]
+            await until_all_wait()
+            await post.store.has_pending("")  # reads happen in turn: each flush has looked, and waits
+    assert ended == ["one:hangs"], "the end waits for whoever still has something to do"
+    assert all(flushing.done() for flushing in flushes)
+    assert post.states() == [("queued", None)] * 4
     channel.before = None
-    async with running(store, channel) as outbox:
-        await flush(outbox)
-    assert channel.texts == ["hello"]
+    async with post.running(channel) as sending:
+        for jid in ("one:hangs", "one:fails"):
+            await sending.flush(jid)
+    assert sorted(channel.texts) == ["one:fails 1", "one:fails 2", "one:hangs 1", "one:hangs 2"]
+    assert post.states() == [("sent", None)] * 4
 
 
 # --- not now ------------------------------------------------------------------------------------------------
 
 
-async def test_a_chat_that_cannot_be_reached_keeps_its_texts_in_order_and_others_go_out(
-    store: Store, path: Path
-) -> None:
-    channel = Channel("one")
-    tried: set[str] = set()
-
-    async def before(jid: str, text: str) -> None:
-        tried.add(text)
-        if jid == "one:away":
-            raise NotConnected(jid)
-
-    channel.before = before
+async def test_a_chat_that_cannot_be_reached_keeps_its_texts_in_order_and_others_go_out(post: Post) -> None:
+    channel = Channel("one", failing(1000, only="away", error=NotConnected))
     for number in range(3):
-        await store.enqueue("one:away", f"away {number}", "reply")
-        await store.enqueue("one:here", f"here {number}", "reply")
-    async with running(store, channel) as outbox:
-        await flush(outbox)
+        await post.queue("one:away", f"away {number}")
+        await post.queue("one:here", f"here {number}")
+    async with post.running(channel) as sending:
+        for jid in ("one:away", "one:here"):
+            await sending.flush(jid)
         assert channel.texts == ["here 0", "here 1", "here 2"]
-        assert tried == {"away 0", "here 0", "here 1", "here 2"}, "the first shows that the chat is away"
-        assert states(path) == [("queued", None), ("sent", None)] * 3
+        assert set(channel.tried) == {"away 0", *channel.texts}, "the first shows that the chat is away"
+        assert post.states() == [("queued", None), ("sent", None)] * 3
         channel.before = None
-        await flush(outbox)
-    assert channel.texts[3:] == ["away 0", "away 1", "away 2"]
-    assert states(path) == [("sent", None)] * 6
+        sending.wake()
+        await channel.until(lambda: channel.texts[3:] == ["away 0", "away 1", "away 2"])
 
 
-async def test_a_channel_that_is_not_connected_is_not_tried_until_it_is(store: Store, path: Path) -> None:
-    channel = Channel("one")
-    await channel.disconnect()
-    await store.enqueue("one:a", "hello", "reply")
-    async with running(store, channel) as outbox:
-        await flush(outbox)
-        assert channel.attempts == 0
-        assert states(path) == [("queued", None)]
-        await channel.connect()
-        outbox.wake()
-        await flush(outbox)
-    assert channel.texts == ["hello"]
-
-
-async def test_what_cannot_be_sent_never_stands_in_the_way_of_what_can_however_much_it_is(store: Store) -> None:
+async def test_what_cannot_be_sent_now_is_not_tried_and_never_stands_in_the_way_however_much_it_is(post: Post) -> None:
     away, here = Channel("away"), Channel("here")
-    await away.disconnect()
-    for number in range(1100):
-        await store.enqueue(("away:a", "nobody:a")[number % 2], "waits", "reply")
-    await store.enqueue("here:a", "hello", "reply")
-    async with running(store, away, here) as outbox:
-        await flush(outbox)
-        assert here.texts == ["hello"]
-        await away.connect()
-        await flush(outbox)
-    assert len(away.sent) == 550
+    away.connected = False
+    texts = [f"{number}" for number in range(550)]
+    for jid in ("away:a", "nobody:a"):
+        await post.queue(jid, *texts)
+    await asyncio.gather(*(post.queue(f"nobody:{text}", "waits") for text in texts))
+    await post.queue("here:a", "hello")
+    async with post.running(away, here) as sending:
+        await here.until(lambda: here.texts == ["hello"])
+        for jid in ("away:a", "away:b", "here:b", "nobody:a"):
+            await sending.flush(jid)  # returns, with nothing that it could send
+        assert away.tried == []
+        away.connected = True
+        sending.wake()
+        await away.until(lambda: len(away.sent) == 550)
+        await sending.flush("away:a")  # and stored
+    assert away.texts == texts
+    assert post.states().count(("queued", None)) == 1100
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "is tried again"])
+async def test_a_chat_in_trouble_holds_up_no_other_of_its_channel(
+    post: Post, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    monkeypatch.setattr(outbox, "_FIRST_PAUSE", FOREVER)
+    channel = Channel("one", hanging if trouble == "hangs" else failing(1000, only="bad"))
+    await post.queue("one:bad", "first", "second")
+    async with post.running(channel) as sending:
+        await channel.until(lambda: channel.tried == ["first"])
+        for text in ("hello", "goodbye"):
+            await post.queue("one:good", text)
+            sending.wake()
+            await channel.until(lambda text=text: text in channel.texts)
+        await sending.flush("one:good")
+    assert channel.tried == ["first", "hello", "goodbye"], "a chat's second text waits for its first"
+    assert post.states() == [("queued", None)] * 2 + [("sent", None)] * 2
 
 
 # --- failing ------------------------------------------------------------------------------------------------
 
 
-def failing(times: int, only: str = "") -> Callable[[str, str], Awaitable[None]]:
-    """Fails so many times for texts that contain `only`."""
-    left = times
-
-    async def before(jid: str, text: str) -> None:
-        nonlocal left
-        if only in text and left:
-            left -= 1
-            raise OSError("the line is down")
-
-    return before
-
-
-async def test_a_channel_that_fails_is_tried_again_and_the_text_arrives_once(store: Store, path: Path) -> None:
-    channel = Channel("one")
-    channel.before = failing(4)
-    await store.enqueue("one:a", "hello", "reply")
-    async with running(store, channel) as outbox:
-        await flush(outbox)
-    assert (channel.texts, channel.attempts) == (["hello"], 5)
-    assert states(path) == [("sent", None)]
-
-
-async def test_a_text_that_cannot_be_sent_is_given_up_with_the_reason_and_the_next_goes_out(
-    store: Store, path: Path
-) -> None:
-    channel = Channel("one")
-    channel.before = failing(1000, only="bad")
-    for text in ("bad", "good"):
-        await store.enqueue("one:a", text, "reply")
-    async with running(store, channel) as outbox:
-        await flush(outbox)
-        attempts = channel.attempts
-        await flush(outbox)
-        assert channel.attempts == attempts, "what was given up is not tried again"
-    assert channel.texts == ["good"]
-    assert attempts == 5 + 1
-    assert states(path) == [("failed", "OSError: the line is down"), ("sent", None)]
-
-
-async def test_later_texts_of_a_chat_wait_for_the_one_that_is_tried_again(store: Store) -> None:
-    channel = Channel("one")
-    channel.before = failing(3, only="first")
-    for text in ("first", "second"):
-        await store.enqueue("one:a", text, "reply")
-    async with running(store, channel) as outbox:
-        await flush(outbox)
+async def test_a_text_that_fails_is_tried_again_and_arrives_once_before_those_behind_it(post: Post) -> None:
+    channel = Channel("one", failing(4, only="first"))
+    await post.queue("one:a", "first", "second")
+    async with post.running(channel) as sending:
+        await sending.flush("one:a")
+    assert channel.tried == ["first"] * 5 + ["second"]
     assert channel.texts == ["first", "second"]
+    assert post.states() == [("sent", None)] * 2
 
 
-@pytest.mark.parametrize("broken", ["is_connected", "owns_jid"])
-async def test_a_channel_that_is_broken_inside_stops_neither_others_nor_itself(
-    store: Store, monkeypatch: pytest.MonkeyPatch, broken: str
+async def test_a_text_that_cannot_be_sent_is_given_up_and_the_main_chat_is_told_all_about_it(post: Post) -> None:
+    channel, main = Channel("one", failing(1000, only="bad")), Channel("main")
+    await post.queue("one:a", "a bad text", "good")
+    async with post.running(channel, main) as sending:
+        await sending.flush("one:a")
+        assert (channel.tried, channel.texts) == (["a bad text"] * 5 + ["good"], ["good"])
+        await main.until(lambda: bool(main.sent))  # without being asked
+        for jid in ("one:a", MAIN):
+            await sending.flush(jid)
+        assert len(channel.tried) == 6, "what was given up is not tried again"
+    ((jid, notice),) = main.sent
+    assert jid == MAIN
+    for part in ("one:a", "through one", "OSError: the line is down", "a bad text"):
+        assert part in notice
+    assert post.states() == [("failed", "OSError: the line is down"), ("sent", None), ("sent", None)]
+
+
+async def test_the_main_chat_is_not_told_of_its_own_trouble(post: Post) -> None:
+    channels = [Channel(name, failing(1000)) for name in ("one", "main")]
+    await post.queue("one:a", "hello")
+    await post.queue(MAIN, "goodbye")
+    async with post.running(*channels) as sending:
+        for jid in ("one:a", MAIN, MAIN):
+            await sending.flush(jid)
+    # The notice of the first was the last: it would never end.
+    assert post.states() == [("failed", "OSError: the line is down")] * 3
+
+
+@pytest.mark.parametrize("broken", ["is_connected", "owns_jid", "prefix_assistant_name"])
+async def test_a_channel_that_is_broken_inside_hurts_no_other_and_is_served_at_the_next_wake_after_that(
+    post: Post, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    bad, good = Channel("bad"), Channel("good")
-    for name in ("bad", "good"):
-        await store.enqueue(f"{name}:a", "hello", "reply")
+    class Bad(Channel):
+        pass
 
-    def fail(*_: object) -> bool:
+    def fail(_: Channel) -> None:
         raise RuntimeError("as you wished")
 
+    bad, good = Bad("bad"), Channel("good")
+    for channel in (bad, good):
+        await post.queue(f"{channel.name}:a", "first", "second")
     with monkeypatch.context() as patch:
-        patch.setattr(bad, broken, fail)
-        async with running(store, bad, good) as outbox:
-            await flush(outbox)
-            assert (bad.texts, good.texts) == ([], ["hello"])
+        patch.setattr(Bad, broken, property(fail))
+        async with post.running(bad, good) as sending:
+            for channel in (bad, good):
+                await sending.flush(f"{channel.name}:a")
+            assert (bad.tried, good.texts) == ([], ["first", "second"])
             patch.undo()
-            await flush(outbox)
-            assert bad.texts == ["hello"], "when it is well again it is served"
+            sending.wake()
+            await bad.until(lambda: bad.texts == ["first", "second"])
 
 
-async def test_a_slow_channel_holds_up_no_other(store: Store) -> None:
-    slow, quick = Channel("slow"), Channel("quick")
-    go_on, sending, arrived = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def wait(jid: str, text: str) -> None:
-        sending.set()
-        await go_on.wait()
-
-    async def note(jid: str, text: str) -> None:
-        if text == "last":
-            arrived.set()
-
-    slow.before, quick.before = wait, note
-    await store.enqueue("slow:a", "hello", "reply")
-    async with running(store, slow, quick) as outbox, asyncio.timeout(30):
-        await sending.wait()
-        for text in ("first", "last"):
-            await store.enqueue("quick:a", text, "reply")
-            outbox.wake()
-        await arrived.wait()
-        assert slow.texts == []
-        go_on.set()
-        await outbox.flush()
-    assert (slow.texts, quick.texts) == (["hello"], ["first", "last"])
+@pytest.mark.parametrize("fails", [False, True], ids=["sent", "given up"])
+async def test_a_text_is_tried_no_further_while_the_database_cannot_be_told_of_its_end(
+    post: Post, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(database, "_LOCK_PATIENCE", 0)
+    channel = Channel("main", failing(1000 if fails else 0))
+    async with Store.open(post.path) as post.store:
+        await post.queue(MAIN, "hello")
+        with closing(sqlite3.connect(post.path, isolation_level=None)) as other, capture_logs() as logs:
+            other.execute("BEGIN IMMEDIATE")  # from here on nothing else can be written
+            async with post.running(channel) as sending:
+                while sum("does not take a write" in entry["event"] for entry in logs) < 2:
+                    sending.wake()
+                    await asyncio.sleep(0)
+                assert post.states() == [("queued", None)]
+                other.execute("ROLLBACK")
+                await sending.flush(MAIN)
+    assert channel.tried == ["hello"] * (5 if fails else 1)
+    assert post.states() == [("failed", "OSError: the line is down") if fails else ("sent", None)]
 
 
 # --- flush --------------------------------------------------------------------------------------------------
 
 
-async def test_flush_returns_when_all_is_sent_and_not_before(store: Store) -> None:
-    one, two = Channel("one"), Channel("two")
-    permits, tries = asyncio.Semaphore(0), asyncio.Queue[str]()
+async def test_flush_returns_when_all_of_its_chat_is_sent_and_not_before(post: Post) -> None:
+    permits = asyncio.Semaphore(0)
 
-    async def wait(jid: str, text: str) -> None:
-        tries.put_nowait(text)
+    async def before(jid: str, text: str) -> None:
         await permits.acquire()
 
-    one.before = two.before = wait
-    for text in ("first", "second"):
-        await store.enqueue("one:a", text, "reply")
-    await store.enqueue("two:a", "third", "reply")
-    async with running(store, one, two) as outbox, asyncio.timeout(30):
-        flushing = asyncio.create_task(outbox.flush())
-        for _ in range(3):
-            await tries.get()
+    channels = one, slow = Channel("one", before), Channel("slow", hanging)
+    await post.queue("slow:bad", "never")
+    await post.queue("one:a", "first")
+    async with post.running(*channels) as sending:
+        await one.until(lambda: one.tried == ["first"])
+        await post.queue("one:a", "second")
+        flushing = asyncio.create_task(sending.flush("one:a"))
+        for tried in (["first"], ["first", "second"]):
+            await one.until(lambda tried=tried: one.tried == tried)
             await until_all_wait()
             assert not flushing.done()
             permits.release()
         await flushing
-    assert (one.texts, two.texts) == (["first", "second"], ["third"])
+        assert (one.texts, slow.texts) == (["first", "second"], []), "another chat's texts are not waited for"
 
 
-async def test_flush_includes_what_was_queued_while_something_was_being_sent(store: Store) -> None:
+async def test_many_flushes_at_once_all_return(post: Post) -> None:
     channel = Channel("one")
-    sending, go_on = asyncio.Event(), asyncio.Event()
-
-    async def wait(jid: str, text: str) -> None:
-        sending.set()
-        await go_on.wait()
-
-    channel.before = wait
-    await store.enqueue("one:a", "first", "reply")
-    async with running(store, channel) as outbox, asyncio.timeout(30):
-        await sending.wait()
-        await store.enqueue("one:a", "second", "reply")
-        flushing = asyncio.create_task(outbox.flush())
-        go_on.set()
-        await flushing
-        assert channel.texts == ["first", "second"]
-
-
-async def test_flush_that_comes_as_a_channel_is_done_includes_what_was_queued_since(store: Store) -> None:
-    channel = Channel("one")
-    await store.enqueue("one:a", "first", "reply")
-    async with running(store, channel) as outbox, asyncio.timeout(30):
-        async with outbox._idle:  # the channel's task is done with its queue and waits to say so
-            while not outbox._idle._lock._waiters:  # pyright: ignore[reportAttributeAccessIssue]
-                await asyncio.sleep(0)
-            await store.enqueue("one:a", "second", "reply")
-            flushing = asyncio.create_task(outbox.flush())
-            await until_all_wait()
-        await flushing
-        assert channel.texts == ["first", "second"]
-
-
-async def test_many_flushes_at_once_all_return(store: Store) -> None:
-    one, two = Channel("one"), Channel("two")
 
     async def say(number: int) -> None:
-        await store.enqueue(f"{('one', 'two')[number % 2]}:a", f"{number}", "reply")
-        await outbox.flush()
-        assert f"{number}" in one.texts + two.texts
+        await post.queue(f"one:{number % 3}", f"{number}")
+        await sending.flush(f"one:{number % 3}")
+        assert f"{number}" in channel.texts
 
-    async with running(store, one, two) as outbox, asyncio.timeout(30):
+    async with post.running(channel) as sending:
         await asyncio.gather(*(say(number) for number in range(60)))
-    assert len(one.sent) == len(two.sent) == 30
+    assert len(channel.sent) == 60
 
 
-async def test_flush_with_nothing_to_send_returns(store: Store) -> None:
-    away = Channel("away")
-    await away.disconnect()
-    async with running(store, away, Channel("idle")) as outbox:
-        await flush(outbox)
-        await flush(outbox)
+# --- what breaks inside -------------------------------------------------------------------------------------
+
+
+class Breaking(Store):
+    """A database whose next call of the method `broken` fails, for a reason that is not the disk's."""
+
+    broken = ""
+
+    async def _maybe(self, name: str) -> None:
+        if self.broken == name:
+            self.broken = ""
+            raise sqlite3.DatabaseError("something else")
+
+    async def chats_with_queued(self) -> list[str]:
+        await self._maybe("chats_with_queued")
+        return await super().chats_with_queued()
+
+    async def next_queued(self, jid: str) -> Outgoing | None:
+        await self._maybe("next_queued")
+        return await super().next_queued(jid)
+
+
+@pytest.mark.parametrize("broken", ["chats_with_queued", "next_queued"])
+async def test_what_could_not_be_read_once_is_sent_without_being_woken(
+    broken: str, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_AFTER_AN_ERROR", 0.01)
+    channel = Channel("one")
+    async with Breaking.open(post.path) as post.store:
+        assert isinstance(post.store, Breaking)
+        await post.queue("one:a", "first")
+        post.store.broken = broken
+        async with post.running(channel):
+            await channel.until(lambda: channel.texts == ["first"])
+
+
+async def test_a_flush_after_the_end_starts_nothing(post: Post) -> None:
+    channel = Channel("one")
+    async with post.running(channel) as sending:
+        await sending.flush("one:a")
+    await post.queue("one:a", "for the next start")
+    await sending.flush("one:a")
+    assert channel.tried == []
+
+
+async def test_a_channel_that_turns_its_cancellation_into_an_error_holds_up_no_end(post: Post) -> None:
+    async def stubborn(jid: str, text: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise OSError("closed") from None
+
+    channel = Channel("one", stubborn)
+    await post.queue("one:a", "first")
+    async with post.running(channel):
+        await channel.until(lambda: channel.tried == ["first"])
+    assert channel.tried == ["first"]
+
+
+async def test_a_channel_that_cancels_by_itself_is_tried_again(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_FIRST_PAUSE", 0.01)
+    cancelling = 1
+
+    async def before(jid: str, text: str) -> None:
+        nonlocal cancelling
+        cancelling -= 1
+        if not cancelling:
+            raise asyncio.CancelledError
+
+    channel = Channel("one", before)
+    await post.queue("one:a", "first")
+    async with post.running(channel):
+        await channel.until(lambda: channel.texts == ["first"])
+
+
+async def test_a_channel_that_loses_its_connection_keeps_what_it_did_not_send(post: Post) -> None:
+    async def lost(jid: str, text: str) -> None:
+        channel.connected = False
+        raise OSError("the line is down")
+
+    channel = Channel("one", lost)
+    await post.queue("one:a", "first")
+    async with post.running(channel) as sending:
+        await channel.until(lambda: bool(channel.tried))
+        channel.before, channel.connected = None, True
+        await sending.flush("one:a")
+    assert channel.texts == ["first"]
+    assert len(channel.tried) == 2

@@ -546,7 +546,9 @@ class Voice(Good):
     crossed = ContainerInput.from_dict(json.loads(json.dumps(sent.to_dict())))
     assert crossed == sent
 
-    options = agent_runner.build_options(crossed, "http://127.0.0.1:1", session_store=None, host_tools="ours")
+    options = agent_runner.build_options(
+        crossed, "http://127.0.0.1:1", session_store=None, host_tools="ours", before_tool=None
+    )
     assert set(options.mcp_servers) == {"pynchy", "good", "my.voice"}
     assert options.mcp_servers["pynchy"] == "ours"
     server = options.mcp_servers["my.voice"]
@@ -558,14 +560,14 @@ class Voice(Good):
 
 def test_without_plugins_the_agent_has_our_own_server_alone(agent_runner: Any) -> None:
     options = agent_runner.build_options(
-        ContainerInput("hi", "main", "terminal:main"), "http://127.0.0.1:1", None, "ours"
+        ContainerInput("hi", "main", "terminal:main"), "http://127.0.0.1:1", None, "ours", None
     )
     assert options.mcp_servers == {"pynchy": "ours"}
 
 
 def test_no_plugin_can_take_the_place_of_our_own_server(agent_runner: Any) -> None:
     given = ContainerInput("hi", "main", "terminal:main", plugin_mcp_servers={"pynchy": {"command": "sh", "args": []}})
-    assert agent_runner.build_options(given, "http://127.0.0.1:1", None, "ours").mcp_servers == {"pynchy": "ours"}
+    assert agent_runner.build_options(given, "http://127.0.0.1:1", None, "ours", None).mcp_servers == {"pynchy": "ours"}
 
 
 def test_a_plugin_whose_spec_raises_later_is_left_out_of_the_run(discover: Discover) -> None:

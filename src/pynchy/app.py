@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,9 @@ import structlog
 from pynchy.channels.terminal import TerminalChannel, terminal_jid
 from pynchy.config import Settings
 from pynchy.control import ControlError, ControlServer
-from pynchy.conversations import Conversations, container_prefix
+from pynchy.conversations import STOPPED, STOPPED_NOTICE, Conversations, container_prefix
+from pynchy.credential import Credential
+from pynchy.fault_points import reached
 from pynchy.group_queue import GroupQueue
 from pynchy.home import control_socket, make_private
 from pynchy.model_gateway import ModelGateway, Upstream
@@ -27,11 +30,13 @@ from pynchy.outbox import Outbox
 from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable
 from pynchy.runtime import agent_image, get_runtime
 from pynchy.store import Store
-from pynchy.types import Group, NewMessage
+from pynchy.types import Channel, Group, NewMessage
 
 log = structlog.get_logger(__name__)
 
 MAIN_FOLDER = "main"
+_MAIN_JID = terminal_jid(MAIN_FOLDER)
+_REAP_EVERY = 180.0  # seconds
 _MAX_MESSAGE = 200_000  # characters
 
 
@@ -115,16 +120,19 @@ def home_lock(home: Path) -> Iterator[None]:
 class Service:
     """A running service. `async with Service.start(...)` begins and ends it."""
 
-    def __init__(self, settings: Settings, store: Store, registry: PluginRegistry, demo: bool) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, registry: PluginRegistry, demo: bool, channels: Sequence[Channel]
+    ) -> None:
         self.settings = settings
         self.demo = demo
         self.terminal = TerminalChannel()
-        self.outbox = Outbox(store, [self.terminal], settings.assistant_name)
+        self.outbox = Outbox(store, [self.terminal, *channels], settings.assistant_name, _MAIN_JID)
         self._store = store
         self._registry = registry
         self._groups: dict[str, Group] = {}
         self._settling: dict[int, asyncio.Future[str | None]] = {}
         self._queue: GroupQueue | None = None
+        self._credential: Credential | None = None
 
     @classmethod
     @asynccontextmanager
@@ -135,42 +143,66 @@ class Service:
         registry: PluginRegistry,
         runtime: ContainerRuntime,
         demo: bool = False,
+        channels: Sequence[Channel] = (),
     ) -> AsyncIterator[Service]:
-        """Start everything, and at the end stop it: messages under way stay open for the next start."""
+        """Start everything, and at the end stop it: messages under way stay open for the next start.
+
+        `channels` are connected already, and hand what they receive to `on_message`.
+        """
         async with AsyncExitStack() as stack:
             stack.enter_context(home_lock(settings.home))
             store = await stack.enter_async_context(Store.open(settings.home / "pynchy.db"))
-            service = cls(settings, store, registry, demo)
+            service = cls(settings, store, registry, demo, channels)
             gateway = await stack.enter_async_context(ModelGateway.open(upstream))
-            await store.release()
-            await service.register_group(Group(terminal_jid(MAIN_FOLDER), "main", MAIN_FOLDER, is_main=True))
-            await asyncio.to_thread(remove_orphans, runtime, container_prefix(store))
+            # A run of an earlier service gave no answer any more; its containers may still be running.
+            await asyncio.to_thread(remove_orphans, runtime, container_prefix(store), frozenset())
+            await store.release(None, STOPPED, STOPPED_NOTICE)
+            await service.register_group(Group(_MAIN_JID, "main", MAIN_FOLDER, is_main=True))
+            credential = service._credential = Credential(
+                settings, gateway, service._say_to_main, service._held_up, service._wake_pending, replaceable=not demo
+            )
             conversations = Conversations(
-                settings, store, gateway, runtime, registry, service.outbox.wake, service._settle
+                settings,
+                store,
+                gateway,
+                credential,
+                runtime,
+                registry,
+                service.outbox.wake,
+                service._settle,
+                service._groups.get,
             )
             service._queue = GroupQueue(settings.max_concurrent_containers, conversations.work)
             stack.push_async_callback(service._queue.close)
-            sending = asyncio.get_running_loop().create_task(service.outbox.run())
-            stack.push_async_callback(_cancelled, sending)
+            for action in (
+                service.outbox.run(),
+                credential.watch(),
+                reap_orphans(runtime, container_prefix(store), conversations.containers),
+            ):
+                stack.push_async_callback(_cancelled, asyncio.get_running_loop().create_task(action))
             service.door = ControlServer(control_socket(settings.home), service)
             await stack.enter_async_context(service.door.listening())
-            for jid in await store.chats_with_pending():
-                service._queue.wake(jid)
+            await service._wake_pending()
             log.info("ready", home=str(settings.home), runtime=runtime.name, demo=demo)
             yield service
 
     door: ControlServer
 
     async def register_group(self, group: Group) -> None:
-        """Answer this chat from now on; one that is registered already stays as it is."""
+        """Answer this chat from now on; one that is registered already stays as it is.
+
+        ValueError where its folder belongs to another chat.
+        """
         await self._store.register_group(group)
-        self._groups = await self._store.groups()
+        self._groups.update(await self._store.groups())
 
     # --- the way in -----------------------------------------------------------------------------------------
 
     async def on_message(self, message: NewMessage) -> int | None:
         """Store a message and wake its group; returns once it is durable. None: it was there already."""
+        reached("received")
         row_id = await self._store.add_message(message)
+        reached("committed")
         if row_id is not None and message.chat_jid in self._groups and self._queue:
             self._queue.wake(message.chat_jid)
         return row_id
@@ -183,7 +215,10 @@ class Service:
             raise ControlError(f"The message has {len(text)} characters; {_MAX_MESSAGE} is the most there can be.")
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
         user = os.environ.get("USER") or "user"
-        row_id = await self.on_message(NewMessage(uuid.uuid4().hex, jid, user, user, text, datetime.now(UTC)))
+        try:
+            row_id = await self.on_message(NewMessage(uuid.uuid4().hex, jid, user, user, text, datetime.now(UTC)))
+        except sqlite3.Error as error:
+            raise ControlError(f"The message could not be stored ({error}): make room, and send it again.") from None
         assert row_id is not None
         return row_id
 
@@ -198,7 +233,7 @@ class Service:
     # --- the way out ----------------------------------------------------------------------------------------
 
     async def settlement(self, row_id: int) -> str | None:
-        """Wait until a message is done or failed: None, or why it failed."""
+        """Wait until a message is done or failed: None, or why it failed, or why it must wait for long."""
         if (known := await self._store.outcome(row_id)) is not None:
             return known.error
         future = self._settling.setdefault(row_id, asyncio.get_running_loop().create_future())
@@ -206,6 +241,9 @@ class Service:
         if (known := await self._store.outcome(row_id)) is not None:
             self._settling.pop(row_id, None)
             return known.error
+        if self._credential and self._credential.known_refused:
+            self._settling.pop(row_id, None)
+            return self._credential.trouble
         return await asyncio.shield(future)
 
     def _settle(self, ids: tuple[int, ...], error: str | None) -> None:
@@ -213,9 +251,24 @@ class Service:
             if (future := self._settling.pop(row_id, None)) and not future.done():
                 future.set_result(error)
 
-    async def flush_outbox(self) -> None:
-        """Send everything that can be sent now."""
-        await self.outbox.flush()
+    async def flush_outbox(self, jid: str) -> None:
+        """Send everything that can be sent to a chat now."""
+        await self.outbox.flush(jid)
+
+    async def _say_to_main(self, text: str) -> None:
+        """Tell the user something that concerns all groups."""
+        await self._store.until_stored(lambda: self._store.enqueue(_MAIN_JID, text, "notice"))
+        self.outbox.wake()
+
+    def _held_up(self, why: str) -> None:
+        """Nobody gets an answer for now, and none need wait for it here."""
+        self._settle(tuple(self._settling), why)
+
+    async def _wake_pending(self) -> None:
+        assert self._queue
+        for jid in await self._store.chats_with_pending():
+            if jid in self._groups:
+                self._queue.wake(jid)
 
     @property
     def container_prefix(self) -> str:
@@ -232,17 +285,25 @@ class Service:
         return [record.to_dict() for record in self._registry.records]
 
 
-def remove_orphans(runtime: ContainerRuntime, prefix: str) -> None:
-    """End containers that an earlier service of this home left behind, and no others."""
+def remove_orphans(runtime: ContainerRuntime, prefix: str, in_use: Collection[str]) -> None:
+    """End this home's containers that nobody uses, and no others: an earlier service left them behind."""
     stop = getattr(runtime, "stop", None)
     if stop is None:
         return
     try:
         for name in runtime.list_running_containers(prefix):
-            log.warning("removing a container that was left behind", container=name)
-            stop(name)
+            if name not in in_use:
+                log.warning("removing a container that was left behind", container=name)
+                stop(name)
     except RuntimeUnavailable as error:
         log.warning("could not look for containers left behind", error=str(error))
+
+
+async def reap_orphans(runtime: ContainerRuntime, prefix: str, in_use: Collection[str]) -> None:
+    """Do so every few minutes, until cancelled."""
+    while True:
+        await asyncio.sleep(_REAP_EVERY)
+        await asyncio.to_thread(remove_orphans, runtime, prefix, in_use)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dotenv import load_dotenv
+from dotenv import dotenv_values, load_dotenv
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -25,6 +25,9 @@ MODEL_VARIABLES = (
     "ANTHROPIC_BASE_URL",
     "ANTHROPIC_MODEL",
 )
+
+
+_CREDENTIALS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
 
 
 class SettingsError(Exception):
@@ -45,6 +48,9 @@ class Settings(BaseSettings):
     agent_timeout: float = Field(1800, gt=0)
     #: From the start of a container to the agent's first sign of life.
     start_timeout: float = Field(120, gt=0)
+    #: How often an answer is tried, and the first pause between two tries; each is four times the one before.
+    attempts: int = Field(4, ge=1, le=20)
+    retry_pause: float = Field(1, gt=0)
     max_concurrent_containers: int = Field(5, ge=1, le=1000, validation_alias="MAX_CONCURRENT_CONTAINERS")
     #: The uid that agents have when this program runs as root; any that no user of the machine has.
     agent_uid: int = Field(60999, ge=1, le=2**31 - 2)
@@ -97,3 +103,22 @@ def load_settings(demo: bool = False) -> Settings:
         field = str(first["loc"][0])
         name = field if field.isupper() else f"PYNCHY_{field.upper()}"
         raise SettingsError(f"{name}={first.get('input')!r} cannot be used: {first['msg'].lower()}") from None
+
+
+def reread_model(settings: Settings) -> Settings:
+    """The settings with the model's endpoint and credential as `.env` has them now.
+
+    A credential in the file takes the place of every other one, also of those in the environment.
+    SettingsError where the file cannot be read.
+    """
+    path = settings.home / ".env"
+    try:
+        found = {name: value for name, value in dotenv_values(path).items() if name in MODEL_VARIABLES and value}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+    changed: dict[str, object] = {}
+    if any(name in found for name in _CREDENTIALS):
+        changed = {name.lower(): SecretStr(found[name]) if name in found else None for name in _CREDENTIALS}
+    if base_url := found.get("ANTHROPIC_BASE_URL"):
+        changed["anthropic_base_url"] = base_url
+    return settings.model_copy(update=changed)

@@ -101,8 +101,8 @@ class Behind(Protocol):
         """Wait until a message is done or failed: None, or why it failed."""
         ...
 
-    async def flush_outbox(self) -> None:
-        """Send everything that can be sent now."""
+    async def flush_outbox(self, jid: str) -> None:
+        """Send everything that can be sent to a chat now."""
         ...
 
     def plugin_records(self) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ class ControlServer:
             await peer.send(event="text", text=text, earlier=earlier)
 
         with self._service.terminal.attached(jid, show):
-            await self._service.flush_outbox()  # what waited for a terminal is not part of this answer
+            await self._service.flush_outbox(jid)  # what waited for a terminal is not part of this answer
             earlier = False
             row_id = await self._service.say(jid, str(request.get("text")))
             settling = asyncio.ensure_future(self._service.settlement(row_id))
@@ -201,7 +201,7 @@ class ControlServer:
             try:
                 await asyncio.wait({settling, leaving}, return_when=asyncio.FIRST_COMPLETED)
                 if settling.done():
-                    await self._service.flush_outbox()
+                    await self._service.flush_outbox(jid)
                     await peer.send(event="settled", error=settling.result())
             finally:
                 settling.cancel()
@@ -214,7 +214,7 @@ class ControlServer:
             await peer.send(event="text", text=text)
 
         with self._service.terminal.attached(jid, show):
-            await self._service.flush_outbox()
+            await self._service.flush_outbox(jid)
             while (line := await peer.receive()) is not None:
                 try:
                     await self._service.say(jid, str(line.get("say", "")))

@@ -6,15 +6,21 @@ records what came of it, so that every message ends as done or failed and every 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-import re
+import sqlite3
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
 from pynchy.config import Settings
 from pynchy.container_runner import AgentFailed, AgentRun, Limits
+from pynchy.credential import Credential
+from pynchy.failures import Failure, Verdict
+from pynchy.fault_points import reached
 from pynchy.group_queue import Place, Wake
 from pynchy.host_tools import GroupHost
 from pynchy.model_gateway import ModelGateway
@@ -23,20 +29,34 @@ from pynchy.router import format_prompt, visible_text
 from pynchy.runtime import agent_image
 from pynchy.store import Store, StoredMessage
 from pynchy.types import ContainerInput, ContainerOutput, Group, RunSpec
-from pynchy.workspace import AgentPlugins, group_folder, group_mounts, plugin_parts, stage_runner
+from pynchy.workspace import (
+    AgentPlugins,
+    attach_text,
+    attachments_folder,
+    group_folder,
+    group_mounts,
+    plugin_parts,
+    stage_runner,
+)
 
 log = structlog.get_logger(__name__)
 
-#: Messages answered in one go, and roughly how long their texts may be together, in characters.
+#: Messages answered in one go, and how long their texts may be together, in characters. A longer one travels
+#: as an attachment: in a conversation it would be sent to the model again and again, until that is full.
 _BATCH = 50
+_BATCH_CHARACTERS = 50_000
+_LONGEST_TEXT = 50_000  # bytes
+#: Between two attempts at most, and until the next try after the database could not be used, in seconds.
+_LONGEST_PAUSE = 300.0
+_DATABASE_PAUSE = 5.0
+
 #: Labels that say whose containers these are.
 LABEL_INSTALLATION = "io.pynchy.installation"
 LABEL_GROUP = "io.pynchy.group"
 
-#: What the SDK says when a conversation cannot be resumed.
-_LOST_SESSION = ("no conversation found", "session id")
-
-_GATEWAY_HINT = re.compile(r"If it persists, check your inference gateway \([^)]*\)\.?")
+_MAY_HAVE_ACTED = "I may have done a part of it already; look before you ask again."
+STOPPED = "I was stopped before I had answered"
+STOPPED_NOTICE = f"{STOPPED}. {_MAY_HAVE_ACTED}"
 
 Settled = Callable[[tuple[int, ...], str | None], None]
 
@@ -49,125 +69,279 @@ class Conversations:
         settings: Settings,
         store: Store,
         gateway: ModelGateway,
+        credential: Credential,
         runtime: ContainerRuntime,
         registry: PluginRegistry,
         wake_outbox: Callable[[], None],
         settled: Settled,
+        group: Callable[[str], Group | None],
     ) -> None:
-        self._settings = settings
-        self._store = store
-        self._gateway = gateway
-        self._runtime = runtime
-        self._registry = registry
-        self._wake_outbox = wake_outbox
-        self._settled = settled
-        self._runner_dir = stage_runner(settings.home)
-        self._limits = Limits(start=settings.start_timeout, answer=settings.hard_timeout)
+        self.settings = settings
+        self.store = store
+        self.gateway = gateway
+        self.credential = credential
+        self.runtime = runtime
+        self.registry = registry
+        self.wake_outbox = wake_outbox
+        self.settled = settled
+        self.runner_dir = stage_runner(settings.home)
+        self.limits = Limits(start=settings.start_timeout, answer=settings.hard_timeout)
+        #: The names of the containers that are in use, or about to be.
+        self.containers: set[str] = set()
+        self._group = group
 
     async def work(self, place: Place) -> None:
         """Answer a group's messages until it has none for a while, or its place is needed."""
-        group = (await self._store.groups()).get(place.jid)
+        group = self._group(place.jid)
         if group is None:
             return
-        run: AgentRun | None = None
-        try:
-            while True:
-                place.has_work.clear()
-                messages = await self._store.claim(group.jid, _BATCH)
-                if messages:
-                    run = await self._answer(group, run, messages)
-                elif run is None:
-                    return  # without an agent there is nothing to keep a place for
-                elif await place.idle(self._settings.idle_timeout) is Wake.LEAVE:
-                    return
-        finally:
-            if run:
-                await run.close()
-
-    async def _answer(self, group: Group, run: AgentRun | None, messages: list[StoredMessage]) -> AgentRun | None:
-        """Have these messages answered and record it; returns the agent if it can go on."""
-        ids = tuple(message.id for message in messages)
-        prompt = format_prompt(messages)
+        shift = Shift(self, group, place)
         try:
             try:
-                if run and run.alive:
-                    output = await run.answer(prompt, ids)
-                else:
-                    plugins = plugin_parts(self._registry)
-                    run = self._new_run(group, plugins)
-                    output = await run.start(await self._input(group, prompt, plugins), ids)
-            except AgentFailed as failure:
-                log.warning("an agent failed", group=group.folder, reason=str(failure))
-                await self._record_failure(group, ids, str(failure), failure.tools_used)
-            else:
-                await self._record(group, output)
-                if run.alive:
-                    return run
-        except BaseException:
-            # Stopped, or something of ours broke: the messages stay open for the next run.
-            if run:
-                await run.kill()
-            await self._store.release(ids)
-            raise
-        if run:
-            await run.kill()
-        return None
+                await shift.serve()
+            finally:
+                await shift.end()
+        except sqlite3.OperationalError as error:
+            log.error("the database cannot be used; trying again", group=group.folder, error=str(error))
+            place.again_in = _DATABASE_PAUSE
 
-    def _new_run(self, group: Group, plugins: AgentPlugins) -> AgentRun:
-        owner = agent_owner(self._settings)
-        folder = group_folder(self._settings.home, group, owner)
+
+class Shift:
+    """One group at its place: from its first message until it leaves, with at most one agent."""
+
+    def __init__(self, host: Conversations, group: Group, place: Place) -> None:
+        self._host = host
+        self._store = host.store
+        self._group = group
+        self._place = place
+        self._run: AgentRun | None = None
+        self._services = GroupHost(group, host.store, host.gateway, host.credential, host.wake_outbox)
+        self._answer: asyncio.Task[ContainerOutput] | None = None
+        self._resumed = False
+        #: What is claimed and neither answered nor failed.
+        self._open: dict[int, StoredMessage] = {}
+
+    async def serve(self) -> None:
+        """Claim, hand over, record, until there is nothing more to do here."""
+        place = self._place
+        while True:
+            place.has_work.clear()
+            await self._take()
+            if self._run is None:
+                return
+            if self._open:
+                if not await self._next():
+                    return
+            elif place.yield_turn() or await self._idle() is Wake.LEAVE:
+                return
+
+    async def end(self) -> None:
+        """Leave nothing open and nothing running behind."""
+        try:
+            if self._answer:
+                self._answer.cancel()
+                with contextlib.suppress(asyncio.CancelledError, AgentFailed):
+                    await self._answer
+            await self._end_run()
+        finally:
+            if self._open:
+                await self._give_back(STOPPED, STOPPED_NOTICE)
+        if self._host.credential.usable and await self._store.has_pending(self._group.jid):
+            self._place.has_work.set()
+
+    async def _end_run(self) -> None:
+        if self._run:
+            await self._run.stop()
+            self._host.containers.discard(self._run.name)
+            self._run = None
+
+    async def _idle(self) -> Wake:
+        assert self._run
+        if not self._run.alive:
+            return Wake.LEAVE
+        return await self._place.idle(self._host.settings.idle_timeout)
+
+    # --- in -------------------------------------------------------------------------------------------------
+
+    async def _take(self) -> None:
+        """Claim what is pending and hand it to the agent; while it answers, only if nobody waits for the place."""
+        room = _BATCH_CHARACTERS - sum(len(message.content) for message in self._open.values())
+        if not self._host.credential.usable or (self._open and (self._place.wanted or room <= 0)):
+            return
+        messages = await self._store.claim(self._group.jid, _BATCH, room)
+        if not messages:
+            return
+        idle = not self._open
+        self._open |= {message.id: message for message in messages}
+        reached("claimed")
+        ids = tuple(message.id for message in messages)
+        prompt = format_prompt([self._short(message) for message in messages])
+        if self._run and idle and not self._run.alive:
+            await self._end_run()  # it has died meanwhile
+        if self._run:
+            self._run.send(prompt, ids)
+            return
+        plugins = plugin_parts(self._host.registry)
+        given = await self._input(prompt, plugins)
+        try:
+            self._run = self._new_run(plugins)
+            await self._run.start(given, ids)
+        except AgentFailed as failed:
+            await self._fail(str(failed), failed.reported)
+        except (OSError, ValueError) as error:
+            await self._fail(f"its container could not be prepared: {error}", reported=False)
+
+    def _short(self, message: StoredMessage) -> StoredMessage:
+        if len(message.content.encode()) <= _LONGEST_TEXT:
+            return message
+        words = attach_text(self._host.settings.home, self._group, message.id, message.content)
+        return replace(message, content=words)
+
+    def _new_run(self, plugins: AgentPlugins) -> AgentRun:
+        host, group = self._host, self._group
+        owner = agent_owner(host.settings)
+        home = host.settings.home
+        folder, attachments = group_folder(home, group, owner), attachments_folder(home, group)
         spec = RunSpec(
-            mounts=(*group_mounts(folder, self._runner_dir), *plugins.mounts),
+            mounts=(*group_mounts(folder, host.runner_dir, attachments), *plugins.mounts),
             container_name=f"{container_prefix(self._store)}{group.folder[:40]}-{uuid.uuid4().hex[:8]}",
             image=agent_image(),
             labels={LABEL_INSTALLATION: self._store.installation_id, LABEL_GROUP: group.folder},
             user=owner,
         )
-        host = GroupHost(group, self._store, self._gateway, self._wake_outbox)
-        return AgentRun(self._runtime, spec, host, self._limits)
+        host.containers.add(spec.container_name)
+        return AgentRun(host.runtime, spec, self._services, host.limits)
 
-    async def _input(self, group: Group, prompt: str, plugins: AgentPlugins) -> ContainerInput:
+    async def _input(self, prompt: str, plugins: AgentPlugins) -> ContainerInput:
+        session_id = await self._store.resume(self._group.jid)
+        self._resumed = session_id is not None
         return ContainerInput(
             prompt=prompt,
-            group_folder=group.folder,
-            chat_jid=group.jid,
-            is_main=group.is_main,
-            session_id=await self._store.session(group.jid),
+            group_folder=self._group.folder,
+            chat_jid=self._group.jid,
+            is_main=self._group.is_main,
+            session_id=session_id,
             plugin_mcp_servers=plugins.mcp_servers or None,
-            assistant_name=self._settings.assistant_name,
-            model=self._settings.model,
+            assistant_name=self._host.settings.assistant_name,
+            model=self._host.settings.model,
         )
 
-    async def _record(self, group: Group, output: ContainerOutput) -> None:
-        if output.error is not None:
-            if any(words in output.error.lower() for words in _LOST_SESSION):
-                await self._store.clear_session(group.jid)
-            await self._record_failure(group, output.ids, output.error, output.tools_used)
-            return
-        reply = visible_text(output.text)
-        await self._store.complete(group.jid, output.ids, reply, output.session_id)
-        self._wake_outbox()
-        self._settled(output.ids, None)
+    # --- out ------------------------------------------------------------------------------------------------
 
-    async def _record_failure(self, group: Group, ids: tuple[int, ...], reason: str, tools_used: bool) -> None:
-        notice = f"I could not answer: {_plain(reason)}."
-        if tools_used:
-            notice += " I may have done a part of it already; look before you ask again."
-        else:
-            notice += " Nothing was done. Send it again to have me try again."
-        await self._store.fail(group.jid, ids, reason, notice)
-        self._wake_outbox()
-        self._settled(ids, reason)
+    async def _next(self) -> bool:
+        """Wait for an answer or for more messages; False where the agent has failed."""
+        assert self._run
+        answer = self._answer = self._answer or asyncio.ensure_future(self._run.result())
+        more = asyncio.ensure_future(self._place.has_work.wait())
+        try:
+            await asyncio.wait({answer, more}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            more.cancel()
+        if not answer.done():
+            return True
+        self._answer = None
+        try:
+            output = answer.result()
+        except AgentFailed as failed:
+            await self._fail(str(failed), failed.reported)
+            return False
+        if output.error is not None:
+            await self._fail(output.error, reported=True, ids=output.ids)
+            return False
+        await self._record(output)
+        return True
+
+    async def _record(self, output: ContainerOutput) -> None:
+        reply = visible_text(output.text)
+        await self._store.until_stored(
+            lambda: self._store.complete(self._group.jid, output.ids, reply, output.session_id, output.transcript_end)
+        )
+        reached("recorded")
+        self._resumed = True
+        self._settle(output.ids, None)
+
+    # --- failures -------------------------------------------------------------------------------------------
+
+    async def _fail(self, reason: str, reported: bool, ids: tuple[int, ...] | None = None) -> None:
+        """The run has failed: for these messages, or None where it ended and all of its open ones failed."""
+        acting: set[int] = set()
+        if self._run:
+            await self._run.stop()  # first: what still runs in there could act
+            acting = self._run.acted
+        under_way = tuple(self._open) if ids is None else ids
+        log.warning("an agent gave no answer", group=self._group.folder, reason=reason)
+        if acted := tuple(row_id for row_id in under_way if row_id in acting):
+            failure = self._failure(acted, reason, reported)
+            await self._give_up(acted, failure, _MAY_HAVE_ACTED)
+        if untouched := tuple(row_id for row_id in under_way if row_id not in acting):
+            await self._try_again(untouched, self._failure(untouched, reason, reported))
+        if self._open:  # what it held for later
+            await self._give_back(reason, STOPPED_NOTICE)
+
+    def _failure(self, ids: tuple[int, ...], reason: str, reported: bool) -> Failure:
+        attempts = max(self._open[row_id].attempts for row_id in ids)
+        return Failure(reason, self._services.model_failure, reported, self._resumed, attempts)
+
+    async def _try_again(self, ids: tuple[int, ...], failure: Failure) -> None:
+        settings, verdict = self._host.settings, failure.verdict
+        if verdict is Verdict.CREDENTIAL:
+            self._host.credential.refused()
+            await self._give_back(failure.reason, STOPPED_NOTICE)
+            return
+        if verdict is Verdict.AFRESH:
+            notice = (
+                f"I could not go on with our conversation ({failure.plain}), so I begin a new one: "
+                "I may not remember what was said before."
+            )
+            await self._store.until_stored(lambda: self._store.forget_session(self._group.jid, notice))
+            self._host.wake_outbox()
+            await self._retry(ids, failure, 0)
+            return
+        spent = tuple(row_id for row_id in ids if self._open[row_id].attempts + 1 >= settings.attempts)
+        if verdict is Verdict.GIVE_UP:
+            await self._give_up(ids, failure, "Nothing was done. Send it again to have me try again.")
+            return
+        if spent:
+            tried = f"I tried {settings.attempts} times, and nothing was done. " if settings.attempts > 1 else ""
+            await self._give_up(spent, failure, f"{tried}Send it again to have me try again.")
+        if left := tuple(row_id for row_id in ids if row_id not in spent):
+            await self._retry(left, failure, self._pause(failure))
+
+    def _pause(self, failure: Failure) -> float:
+        pause = self._host.settings.retry_pause * 4**failure.attempts
+        asked_for = (failure.model and failure.model.retry_after) or 0
+        return min(max(pause, asked_for), _LONGEST_PAUSE)
+
+    async def _retry(self, ids: tuple[int, ...], failure: Failure, pause: float) -> None:
+        await self._store.until_stored(lambda: self._store.retry(ids, failure.reason))
+        for row_id in ids:
+            del self._open[row_id]
+        self._place.again_in = pause
+
+    async def _give_up(self, ids: tuple[int, ...], failure: Failure, what_next: str) -> None:
+        notice = f"I could not answer: {failure.plain}. {what_next}"
+        await self._store.until_stored(lambda: self._store.fail(self._group.jid, ids, failure.reason, notice))
+        self._settle(ids, failure.reason)
+
+    async def _give_back(self, reason: str, notice: str) -> None:
+        """Release what is open; what a tool may have acted for is failed instead."""
+        ids = tuple(self._open)
+        failed = await self._store.until_stored(lambda: self._store.release(ids, reason, notice))
+        self._open.clear()
+        if failed:
+            self._host.wake_outbox()
+            self._host.settled(tuple(failed), reason)
+
+    def _settle(self, ids: tuple[int, ...], error: str | None) -> None:
+        for row_id in ids:
+            self._open.pop(row_id, None)
+        self._host.wake_outbox()
+        self._host.settled(ids, error)
 
 
 def container_prefix(store: Store) -> str:
     """How the names of all containers of this installation begin, and of no other's."""
     return f"pynchy-{store.installation_id}-"
-
-
-def _plain(reason: str) -> str:
-    """A reason as people may read it: the SDK knows the model's API as an address inside the container."""
-    return _GATEWAY_HINT.sub("", reason).rstrip(" .")
 
 
 def agent_owner(settings: Settings) -> tuple[int, int]:

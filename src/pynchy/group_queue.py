@@ -1,7 +1,8 @@
 """Who runs when: one agent a group, a limit over all, first come first served between groups.
 
-A group that has its place keeps it while it has work, and for a while after. When another group waits, the
-place that has been idle longest is given up at once. Everything here is woken by events; nothing polls.
+A group that has its place keeps it until it has no work, and for a while after; but when others wait, it
+leaves after each answer and stands in line again, and a place that is idle is given up at once. Everything
+here is woken by events; nothing polls.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from enum import Enum
 import structlog
 
 log = structlog.get_logger(__name__)
+
+#: After our own code has failed, a group is tried again in so many seconds.
+_AFTER_AN_ERROR = 5.0
 
 
 class Wake(Enum):
@@ -31,6 +35,19 @@ class Place:
         self.jid = jid
         self.has_work = asyncio.Event()
         self._leave = asyncio.Event()
+        #: Where its work is to be tried again later: in how many seconds.
+        self.again_in: float | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether another group waits that no other place will go to."""
+        return self._leave.is_set() or self._queue.more_wait_than_leave
+
+    def yield_turn(self) -> bool:
+        """Whether to leave now, between two answers, because others wait; then the place counts as theirs."""
+        if self.wanted:
+            self._leave.set()
+        return self._leave.is_set()
 
     async def idle(self, seconds: float) -> Wake:
         """Wait for work, at most that many seconds; the place may be asked to leave meanwhile."""
@@ -52,12 +69,17 @@ class Place:
         """End the idling, now or when it begins."""
         self._leave.set()
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it was asked to leave, or leaves by itself for those that wait."""
+        return self._leave.is_set()
+
 
 class GroupQueue:
     """Runs `work(place)` for each group that was woken, at most `limit` at a time.
 
     `work` returns when its group has nothing more to do or was asked to leave; a group that was woken
-    meanwhile stands in line again.
+    meanwhile stands in line again, one that set `place.again_in` does so after that time.
     """
 
     def __init__(self, limit: int, work: Callable[[Place], Awaitable[None]]) -> None:
@@ -66,12 +88,13 @@ class GroupQueue:
         self._places: dict[str, Place] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._later: dict[str, asyncio.TimerHandle] = {}
         self._idle: OrderedDict[str, Place] = OrderedDict()  # longest idle first
         self._closing = False
 
     def wake(self, jid: str) -> None:
         """Say that a group has something to do. Never waits."""
-        if self._closing:
+        if self._closing or jid in self._later:
             return
         if place := self._places.get(jid):
             place.has_work.set()
@@ -89,10 +112,18 @@ class GroupQueue:
         """The groups that wait for a place, next first."""
         return list(self._waiting)
 
+    @property
+    def more_wait_than_leave(self) -> bool:
+        """Whether groups wait that no place has been promised to."""
+        return len(self._waiting) > self._leaving
+
     async def close(self) -> None:
         """Let every group leave and wait until all have."""
         self._closing = True
         self._waiting.clear()
+        for timer in self._later.values():
+            timer.cancel()
+        self._later.clear()
         for place in self._places.values():
             place.ask_to_leave()
         for task in self._tasks.values():
@@ -111,6 +142,10 @@ class GroupQueue:
         """A place stops idling."""
         self._idle.pop(place.jid, None)
 
+    @property
+    def _leaving(self) -> int:
+        return sum(1 for place in self._places.values() if place.leaving)
+
     def _dispatch(self) -> None:
         while self._waiting and len(self._places) < self._limit and not self._closing:
             jid, _ = self._waiting.popitem(last=False)
@@ -121,22 +156,31 @@ class GroupQueue:
         self._make_room()
 
     def _make_room(self) -> None:
-        leaving = sum(1 for place in self._places.values() if place._leave.is_set())
-        for _ in range(len(self._waiting) - leaving):
-            if not self._idle:
-                return
+        while self._idle and self.more_wait_than_leave:
             _, place = self._idle.popitem(last=False)
             place.ask_to_leave()
 
     async def _run(self, place: Place) -> None:
         try:
             await self._work(place)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            if self._closing:
+                raise
             log.exception("the work of a group failed", jid=place.jid)
+            place.again_in = max(place.again_in or 0, _AFTER_AN_ERROR)
         finally:
             del self._places[place.jid], self._tasks[place.jid]
-            if place.has_work.is_set() and not self._closing:
-                self._waiting[place.jid] = None
+            if not self._closing:
+                self._stand_in_line(place)
             self._dispatch()
+
+    def _stand_in_line(self, place: Place) -> None:
+        if place.again_in is not None:
+            loop = asyncio.get_running_loop()
+            self._later[place.jid] = loop.call_later(place.again_in, self._wake_again, place.jid)
+        elif place.has_work.is_set():
+            self._waiting[place.jid] = None
+
+    def _wake_again(self, jid: str) -> None:
+        del self._later[jid]
+        self.wake(jid)

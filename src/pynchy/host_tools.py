@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pynchy.model_gateway import ModelGateway
+from pynchy.credential import Credential
+from pynchy.model_gateway import ModelFailure, ModelGateway
 from pynchy.router import visible_text
 from pynchy.store import Store
 from pynchy.types import ContainerOutput, Group
@@ -21,11 +22,21 @@ _MAX_TEXT = 100_000  # characters
 class GroupHost:
     """Everything that one group's agent can reach of the host."""
 
-    def __init__(self, group: Group, store: Store, gateway: ModelGateway, wake_outbox: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        group: Group,
+        store: Store,
+        gateway: ModelGateway,
+        credential: Credential,
+        wake_outbox: Callable[[], None],
+    ) -> None:
         self._group = group
         self._store = store
         self._gateway = gateway
+        self._credential = credential
         self._wake_outbox = wake_outbox
+        #: How the agent's last model request failed; None where it was answered.
+        self.model_failure: ModelFailure | None = None
 
     async def call_tool(self, name: str, arguments: Any) -> str:
         """Do what a tool of the MCP server `pynchy` asks; ValueError and PermissionError are refusals."""
@@ -48,15 +59,21 @@ class GroupHost:
         self._wake_outbox()
         return "Message sent."
 
+    async def note_acting(self, ids: tuple[int, ...]) -> None:
+        """From now on, repeating these messages could act twice."""
+        await self._store.mark_acted(ids)
+
     async def unsolicited(self, output: ContainerOutput) -> None:
         """What the agent says of its own accord goes to its chat."""
         if text := visible_text(output.text):
             await self._store.enqueue(self._group.jid, text, "message")
             self._wake_outbox()
 
-    async def append_transcript(self, session_id: str, subpath: str, entries: list[dict[str, Any]]) -> None:
+    async def append_transcript(self, session_id: str, subpath: str, entries: list[dict[str, Any]]) -> int:
         """Store transcript entries of this group."""
-        await self._store.append_transcript(self._group.folder, session_id, subpath, entries)
+        return await self._store.until_stored(
+            lambda: self._store.append_transcript(self._group.folder, session_id, subpath, entries)
+        )
 
     async def load_transcript(
         self, session_id: str, subpath: str, after: int
@@ -70,4 +87,9 @@ class GroupHost:
 
     async def forward_model_request(self, frame: Frame, out: FrameWriter) -> None:
         """Answer a model request on the wire."""
-        await self._gateway.forward(frame, out)
+        await self._gateway.forward(frame, out, self._note_model)
+
+    def _note_model(self, failure: ModelFailure | None) -> None:
+        self.model_failure = failure
+        if failure is None:
+            self._credential.accepted()

@@ -7,7 +7,7 @@ against another, the credential is added here, and the answer is streamed back a
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,8 @@ from pynchy.wire import MAX_BYTES, Frame, FrameWriter
 
 log = structlog.get_logger(__name__)
 
-_ALLOWED = frozenset({("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens")})
+_MESSAGES = "/v1/messages"
+_ALLOWED = frozenset({("POST", _MESSAGES), ("POST", f"{_MESSAGES}/count_tokens")})
 _REQUEST_HEADERS = frozenset({"accept", "content-type", "user-agent", "x-app", "anthropic-version", "anthropic-beta"})
 _RESPONSE_HEADERS = frozenset({"content-type", "retry-after", "request-id", "x-should-retry"})
 #: Marks requests that are authorised by a subscription's OAuth token.
@@ -60,11 +61,26 @@ class Upstream:
         return cls(base_url)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFailure:
+    """Why a model request got no answer, as the host saw it: the HTTP status, None where there was none.
+
+    `retry_after` is how long the API asks to wait, in seconds.
+    """
+
+    status: int | None
+    reason: str
+    retry_after: float | None = None
+
+
+Note = Callable[[ModelFailure | None], None]
+
+
 class ModelGateway:
-    """Forwards the model requests of every agent to one upstream."""
+    """Forwards the model requests of every agent to one upstream, which can be replaced while it runs."""
 
     def __init__(self, upstream: Upstream, client: httpx.AsyncClient) -> None:
-        self._upstream = upstream
+        self.upstream = upstream
         self._client = client
 
     @classmethod
@@ -77,8 +93,11 @@ class ModelGateway:
         async with httpx.AsyncClient(timeout=_TIMEOUT, limits=limits, trust_env=not local) as client:
             yield cls(upstream, client)
 
-    async def forward(self, frame: Frame, out: FrameWriter) -> None:
-        """Answer one `http.request` frame. Cancel to give up; every other end is a frame."""
+    async def forward(self, frame: Frame, out: FrameWriter, note: Note) -> None:
+        """Answer one `http.request` frame. Cancel to give up; every other end is a frame.
+
+        `note` hears how each request for a message ended: None where it was answered.
+        """
         stream_id = frame.id
         method, target = str(frame.fields.get("method")), str(frame.fields.get("target"))
         # Not taken apart as a URL, so that `//host/v1/messages` is no path that is allowed.
@@ -87,7 +106,9 @@ class ModelGateway:
             log.warning("refused a request that is not for the model", method=method[:20], path=path[:200])
             await _refuse(out, stream_id, f"{method} {path} does not leave this container")
             return
-        url = self._upstream.base_url + path + (f"?{query}" if query else "")
+        if path != _MESSAGES:
+            note = _nobody
+        url = self.upstream.base_url + path + (f"?{query}" if query else "")
         try:
             request = self._client.build_request(
                 method, url, headers=self._headers(frame.fields.get("headers")), content=frame.body
@@ -98,7 +119,9 @@ class ModelGateway:
             await _fail(out, stream_id, "the model's API was not asked: a header is not valid HTTP")
             return
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            await _fail(out, stream_id, f"the model's API cannot be reached: {_words(error)}")
+            reason = f"the model's API cannot be reached: {_words(error)}"
+            note(ModelFailure(None, reason))
+            await _fail(out, stream_id, reason)
             return
         try:
             headers = [
@@ -112,9 +135,12 @@ class ModelGateway:
             async for chunk in response.aiter_bytes():
                 for start in range(0, len(chunk), MAX_BYTES):
                     await out.send(Frame("http.data", {"id": stream_id}, chunk[start : start + MAX_BYTES]))
+            note(_refusal(response) if response.is_error else None)
             await out.send(Frame("http.end", {"id": stream_id}))
         except httpx.HTTPError as error:
-            await _fail(out, stream_id, f"the model's answer broke off: {_words(error)}")
+            reason = f"the model's answer broke off: {_words(error)}"
+            note(ModelFailure(None, reason))
+            await _fail(out, stream_id, reason)
         finally:
             await response.aclose()
             self._client.cookies.clear()  # one client serves every group, and none may mark another
@@ -126,13 +152,27 @@ class ModelGateway:
             for name, value in (pair for pair in pairs if isinstance(pair, list) and len(pair) == 2)
             if str(name).lower() in _REQUEST_HEADERS
         }
-        if self._upstream.auth_header:
-            name, value = self._upstream.auth_header
+        if self.upstream.auth_header:
+            name, value = self.upstream.auth_header
             headers[name] = value
-        if self._upstream.oauth:
+        if self.upstream.oauth:
             betas = [beta for beta in headers.get("anthropic-beta", "").split(",") if beta]
             headers["anthropic-beta"] = ",".join(dict.fromkeys([*betas, _OAUTH_BETA]))
         return headers
+
+
+def _refusal(response: httpx.Response) -> ModelFailure:
+    """The status and the wait that the API asks for, in seconds (RFC 9110, 10.2.3; a date is ignored)."""
+    retry_after = response.headers.get("retry-after", "")
+    return ModelFailure(
+        response.status_code,
+        f"the model's API answered {response.status_code}",
+        float(retry_after) if retry_after.isdecimal() and len(retry_after) < 7 else None,
+    )
+
+
+def _nobody(failure: ModelFailure | None) -> None:
+    """Nobody wants to know."""
 
 
 async def _refuse(out: FrameWriter, stream_id: Any, reason: str) -> None:

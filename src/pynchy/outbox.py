@@ -1,4 +1,4 @@
-"""From the outbox to the channels: what is queued is sent in order, once its channel can take it."""
+"""From the outbox to the channels: what is queued is sent, in order within each chat, once it can be."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from pynchy.fault_points import reached
 from pynchy.router import outbound_text
 from pynchy.store import Outgoing, Store
 from pynchy.types import Channel, NotConnected
@@ -15,61 +16,92 @@ log = structlog.get_logger(__name__)
 
 _ATTEMPTS = 5
 _FIRST_PAUSE = 0.5  # seconds, doubled after each attempt
+#: After our own code has failed, the queue is looked at again in so many seconds.
+_AFTER_AN_ERROR = 5.0
 
 
 class Outbox:
-    """One task a channel, woken when something was queued or a channel connected."""
+    """One task a chat for as long as something can be sent to it, so that no chat holds up another.
 
-    def __init__(self, store: Store, channels: Sequence[Channel], assistant_name: str) -> None:
+    `main` is the chat that hears of what could not be sent.
+    """
+
+    def __init__(self, store: Store, channels: Sequence[Channel], assistant_name: str, main: str) -> None:
         self._store = store
         self._channels = channels
         self._assistant_name = assistant_name
-        self._wakes = {id(channel): asyncio.Event() for channel in channels}
-        self._idle = asyncio.Condition()
-        self._busy: set[int] = set()
+        self._main = main
+        self._woken = asyncio.Event()
+        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._again: set[str] = set()
+        self._ended = False
 
     def wake(self) -> None:
         """Look at the queue again. Never waits."""
-        for event in self._wakes.values():
-            event.set()
+        self._woken.set()
 
     async def run(self) -> None:
-        """Send until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for channel in self._channels:
-                tasks.create_task(self._serve(channel))
-
-    async def flush(self) -> None:
-        """Wake every channel and return once each has sent what it can."""
-        self._busy.update(self._wakes)
+        """Send until cancelled; what is under way then stays queued."""
         self.wake()
-        async with self._idle:
-            await self._idle.wait_for(lambda: not self._busy)
+        try:
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                try:
+                    await self._look()
+                except Exception:
+                    log.exception("cannot look for what is to be sent")
+                    self._look_again_later()
+        finally:
+            self._ended = True
+            tasks = list(self._sending.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve(self, channel: Channel) -> None:
-        wake = self._wakes[id(channel)]
-        while True:
+    async def flush(self, jid: str) -> None:
+        """Return once everything that can be sent to a chat now has been."""
+        await self._look()
+        if task := self._sending.get(jid):
+            await asyncio.wait([task])
+
+    async def _look(self) -> None:
+        for jid in await self._store.chats_with_queued():
+            if self._ended:
+                return
+            if jid in self._sending:
+                self._again.add(jid)  # it may have looked just before the latest was queued
+            elif channel := self._channel(jid):
+                task = asyncio.get_running_loop().create_task(self._send_all(channel, jid))
+                self._sending[jid] = task
+
+    def _channel(self, jid: str) -> Channel | None:
+        for channel in self._channels:
             try:
-                await self._send_queued(channel)
+                if channel.is_connected() and channel.owns_jid(jid):
+                    return channel
             except Exception:
-                log.exception("sending failed", channel=channel.name)
-            async with self._idle:
-                if not wake.is_set():
-                    self._busy.discard(id(channel))
-                    self._idle.notify_all()
-            await wake.wait()
-            wake.clear()
+                log.exception("a channel cannot say whose chat it is", channel=channel.name, jid=jid)
+        return None
 
-    async def _send_queued(self, channel: Channel) -> None:
-        unreachable: set[str] = set()
-        after = 0
-        while channel.is_connected() and (batch := await self._store.queued(after)):
-            after = batch[-1].id  # what stays queued, or is another channel's, holds up nothing behind it
-            for outgoing in batch:
-                if outgoing.chat_jid in unreachable or not channel.owns_jid(outgoing.chat_jid):
-                    continue
-                if not await self._send(channel, outgoing):
-                    unreachable.add(outgoing.chat_jid)
+    def _look_again_later(self) -> None:
+        asyncio.get_running_loop().call_later(_AFTER_AN_ERROR, self.wake)
+
+    async def _send_all(self, channel: Channel, jid: str) -> None:
+        try:
+            while True:
+                self._again.discard(jid)
+                while outgoing := await self._store.next_queued(jid):
+                    if not await self._send(channel, outgoing):
+                        break
+                if jid not in self._again:
+                    return
+        except Exception:
+            log.exception("sending failed", channel=channel.name, jid=jid)
+            self._look_again_later()
+        finally:
+            del self._sending[jid]
+            self._again.discard(jid)
 
     async def _send(self, channel: Channel, outgoing: Outgoing) -> bool:
         """Send one text; False where this chat cannot be reached now, so that its order is kept."""
@@ -80,14 +112,33 @@ class Outbox:
                 await channel.send_message(outgoing.chat_jid, text)
             except NotConnected:
                 return False
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:  # a channel may raise either by itself
+                if self._ended:
+                    raise
+                if not channel.is_connected():
+                    return False
                 log.warning("a channel could not send", channel=channel.name, attempt=attempt, error=str(error))
                 if attempt == _ATTEMPTS:
-                    await self._store.mark_unsendable(outgoing.id, f"{type(error).__name__}: {error}")
+                    await self._give_up(channel, outgoing, f"{type(error).__name__}: {error}")
                     return True
                 await asyncio.sleep(pause)
                 pause *= 2
             else:
-                await self._store.mark_sent(outgoing.id)
+                reached("sent")
+                # Only this stands between a text that was sent and one that is sent twice.
+                await self._store.until_stored(lambda: self._store.mark_sent(outgoing.id))
+                reached("delivered")
                 return True
         return True
+
+    async def _give_up(self, channel: Channel, outgoing: Outgoing, reason: str) -> None:
+        tell = None
+        if outgoing.chat_jid != self._main:
+            tell = (
+                self._main,
+                f"I could not send a text to {outgoing.chat_jid} through {channel.name} ({reason}). "
+                f"It was: {outgoing.text[:500]}",
+            )
+        await self._store.until_stored(lambda: self._store.mark_unsendable(outgoing.id, reason, tell))
+        if tell:
+            self.wake()

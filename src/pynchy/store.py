@@ -1,4 +1,4 @@
-"""SQLite: every durable fact. Each public method is one transaction, and there is one writer.
+"""Every durable fact, as rows of one SQLite file. Each public method is one transaction.
 
 Rows are ordered by their ids, never by time. A message is pending, claimed, done or failed; what goes out is
 queued, sent or failed.
@@ -9,68 +9,22 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import aiosqlite
+import structlog
 
+from pynchy.database import Database
+from pynchy.schema import NewerSchema, migrate
 from pynchy.types import Group, NewMessage
 
-#: Numbered by position, applied in order, never edited once released.
-MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-    CREATE TABLE groups (
-        jid TEXT PRIMARY KEY,
-        name TEXT NOT NULL,
-        folder TEXT NOT NULL UNIQUE,
-        is_main INTEGER NOT NULL DEFAULT 0,
-        session_id TEXT
-    );
-    CREATE TABLE chats (jid TEXT PRIMARY KEY, name TEXT NOT NULL, seen_at TEXT NOT NULL);
-    CREATE TABLE messages (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        chat_jid TEXT NOT NULL,
-        message_id TEXT NOT NULL,
-        sender TEXT NOT NULL,
-        sender_name TEXT NOT NULL,
-        content TEXT NOT NULL,
-        timestamp TEXT NOT NULL,
-        is_from_me INTEGER NOT NULL,
-        reply_to TEXT,
-        thread TEXT,
-        state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'claimed', 'done', 'failed')),
-        error TEXT,
-        UNIQUE (chat_jid, message_id)
-    );
-    CREATE INDEX messages_open ON messages (chat_jid, id) WHERE state IN ('pending', 'claimed');
-    CREATE TABLE outbox (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        chat_jid TEXT NOT NULL,
-        text TEXT NOT NULL,
-        kind TEXT NOT NULL CHECK (kind IN ('reply', 'message', 'notice')),
-        state TEXT NOT NULL DEFAULT 'queued' CHECK (state IN ('queued', 'sent', 'failed')),
-        error TEXT,
-        created_at TEXT NOT NULL
-    );
-    CREATE INDEX outbox_open ON outbox (id) WHERE state = 'queued';
-    CREATE TABLE transcripts (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        folder TEXT NOT NULL,
-        session_id TEXT NOT NULL,
-        subpath TEXT NOT NULL,
-        uuid TEXT,
-        entry TEXT NOT NULL,
-        UNIQUE (folder, session_id, subpath, uuid)
-    );
-    CREATE INDEX transcripts_session ON transcripts (folder, session_id, subpath, id);
-    """,
-)
+log = structlog.get_logger(__name__)
+
+_Result = TypeVar("_Result")
 
 #: A page of transcript entries is about this long, in characters.
 _PAGE_CHARACTERS = 8 * 1024 * 1024
@@ -82,12 +36,13 @@ class StoreError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message with its row id."""
+    """A message with its row id. `attempts` counts how often an answer was tried and did not come."""
 
     id: int
     sender_name: str
     content: str
     timestamp: datetime
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,255 +65,392 @@ class Outgoing:
 class Store:
     """The database of one PYNCHY_HOME. Open with `async with Store.open(path)`."""
 
-    def __init__(self, db: aiosqlite.Connection) -> None:
+    def __init__(self, db: Database) -> None:
         self._db = db
-        self._writing = asyncio.Lock()
         self.installation_id = ""
 
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path) -> AsyncIterator[Store]:
         """Open or create the database, bring its schema up to date, and close it at the end."""
-        try:
-            # Not by aiosqlite.connect(): where that fails it leaves a thread that may outlive the event loop.
-            opened = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise StoreError(f"cannot open the database {path}: {error}") from None
-        db = await aiosqlite.Connection(lambda: opened, iter_chunk_size=64)
-        try:
+        async with cls._opened(path) as db:
             store = cls(db)
-            try:
-                await store._prepare(path)
-            except aiosqlite.DatabaseError as error:
-                raise StoreError(f"cannot use the database {path}: {error}; restore it from a backup") from None
-            yield store
-        finally:
-            await db.close()
-
-    async def _prepare(self, path: Path) -> None:
-        await self._db.execute("PRAGMA journal_mode = WAL")
-        await self._db.execute("PRAGMA synchronous = FULL")  # a committed row survives a power cut
-        await self._db.execute("PRAGMA foreign_keys = ON")
-        version = (await self._row("PRAGMA user_version"))[0]
-        if version > len(MIGRATIONS):
-            raise StoreError(f"the database {path} was written by a newer pynchy; upgrade pynchy")
-        for number in range(version, len(MIGRATIONS)):
-            await self._db.executescript(
-                f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;"
+            (store.installation_id,) = await db.read(
+                lambda db: db.execute("SELECT value FROM meta WHERE key = 'installation_id'").fetchone()
             )
-        async with self._transaction() as db:
-            await db.execute("INSERT OR IGNORE INTO meta VALUES ('installation_id', ?)", (uuid.uuid4().hex[:12],))
-        self.installation_id = (await self._row("SELECT value FROM meta WHERE key = 'installation_id'"))[0]
+            yield store
 
+    @staticmethod
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
-        async with self._writing:
+    async def _opened(path: Path) -> AsyncIterator[Database]:
+        opening = Database.open(path, migrate)
+        try:
+            database = await opening.__aenter__()
+        except NewerSchema:
+            raise StoreError(f"the database {path} was written by a newer pynchy; upgrade pynchy") from None
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"cannot open the database {path}: {error}") from None
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot use the database {path}: {error}; restore it from a backup") from None
+        try:
+            yield database
+        finally:
+            await opening.__aexit__(None, None, None)
+
+    async def until_stored(self, write: Callable[[], Awaitable[_Result]]) -> _Result:
+        """Repeat a write until the database takes it: a full disk holds things up, and loses nothing."""
+        pause = 0.25
+        while True:
             try:
-                # A cancelled task leaves its statement to the database's thread, which still carries it out:
-                # so the BEGIN is inside, and the rollback, behind it in the queue, does nothing if none is due.
-                await self._db.execute("BEGIN IMMEDIATE")
-                yield self._db
-                await asyncio.shield(self._db.execute("COMMIT"))
-            except BaseException:
-                await asyncio.shield(self._db.rollback())
-                raise
-
-    async def _row(self, sql: str, *parameters: Any) -> Any:
-        async with self._writing, self._db.execute(sql, parameters) as cursor:  # sees what is committed alone
-            return await cursor.fetchone()
-
-    async def _rows(self, sql: str, *parameters: Any) -> Iterable[Any]:
-        async with self._writing, self._db.execute(sql, parameters) as cursor:
-            return await cursor.fetchall()
+                return await write()
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+                    raise  # a statement that is wrong stays wrong
+                log.error("the database does not take a write; trying again", error=str(error), pause=pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 15)
 
     # --- groups and chats -----------------------------------------------------------------------------------
 
     async def register_group(self, group: Group) -> None:
-        """Add a group; one that is registered already stays as it is."""
-        async with self._transaction() as db:
-            await db.execute(
-                "INSERT OR IGNORE INTO groups (jid, name, folder, is_main) VALUES (?, ?, ?, ?)",
-                (group.jid, group.name, group.folder, group.is_main),
-            )
+        """Add a group; one that is registered already stays as it is. ValueError where its folder is taken."""
+
+        def register(db: sqlite3.Connection) -> None:
+            try:
+                db.execute(
+                    "INSERT INTO groups (jid, name, folder, is_main) VALUES (?, ?, ?, ?) ON CONFLICT (jid) DO NOTHING",
+                    (group.jid, _storable(group.name), group.folder, group.is_main),
+                )
+            except sqlite3.IntegrityError:
+                raise ValueError(f"the folder {group.folder!r} belongs to another chat; choose another") from None
+
+        await self._db.write(register)
 
     async def groups(self) -> dict[str, Group]:
         """Every registered group by its jid."""
-        rows = await self._rows("SELECT jid, name, folder, is_main FROM groups")
+        rows = await self._db.read(lambda db: db.execute("SELECT jid, name, folder, is_main FROM groups").fetchall())
         return {jid: Group(jid, name, folder, bool(is_main)) for jid, name, folder, is_main in rows}
 
     async def note_chat(self, jid: str, name: str) -> None:
         """Remember that a chat exists and what it is called."""
-        async with self._transaction() as db:
-            await db.execute(
+        await self._db.write(
+            lambda db: db.execute(
                 "INSERT INTO chats VALUES (?, ?, ?) ON CONFLICT (jid) DO UPDATE "
                 "SET name = excluded.name, seen_at = excluded.seen_at",
-                (jid, name, _now()),
+                (jid, _storable(name), _now()),
             )
+        )
 
-    async def session(self, jid: str) -> str | None:
-        """The SDK session that a group's next run resumes."""
-        row = await self._row("SELECT session_id FROM groups WHERE jid = ?", jid)
-        return row[0] if row else None
+    # --- conversations --------------------------------------------------------------------------------------
 
-    async def clear_session(self, jid: str) -> None:
-        """Let the group's next run start a new conversation."""
-        async with self._transaction() as db:
-            await db.execute("UPDATE groups SET session_id = NULL WHERE jid = ?", (jid,))
+    async def resume(self, jid: str) -> str | None:
+        """The SDK session that a group's next run continues, None for a new one.
+
+        It ends where its last answer does: what a run wrote that was never answered is dropped.
+        """
+
+        def end_at_the_last_answer(db: sqlite3.Connection) -> str | None:
+            row = db.execute("SELECT folder, session_id, session_end FROM groups WHERE jid = ?", (jid,)).fetchone()
+            if row is None or row[1] is None:
+                return None
+            db.execute(
+                "UPDATE transcripts SET dropped = 1, uuid = NULL"
+                " WHERE folder = ? AND session_id = ? AND id > ? AND NOT dropped",
+                row,
+            )
+            return row[1]
+
+        return await self._db.write(end_at_the_last_answer)
+
+    async def forget_session(self, jid: str, notice: str) -> None:
+        """Let the group's next run start a new conversation, and queue the notice that says so."""
+
+        def forget(db: sqlite3.Connection) -> None:
+            db.execute("UPDATE groups SET session_id = NULL, session_end = 0 WHERE jid = ?", (jid,))
+            _enqueue(db, jid, notice, "notice")
+
+        await self._db.write(forget)
 
     # --- messages in ----------------------------------------------------------------------------------------
 
     async def add_message(self, message: NewMessage) -> int | None:
         """Store a message as pending and return its row id; None where it was stored before."""
-        async with (
-            self._transaction() as db,
-            db.execute(
-                "INSERT OR IGNORE INTO messages (chat_jid, message_id, sender, sender_name, content, timestamp,"
-                " is_from_me, reply_to, thread) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
-                (
-                    message.chat_jid,
-                    message.id,
-                    message.sender,
-                    _storable(message.sender_name),
-                    _storable(message.content),
-                    message.timestamp.astimezone(UTC).isoformat(),
-                    message.is_from_me,
-                    message.reply_to,
-                    message.thread,
-                ),
-            ) as cursor,
-        ):
-            row = await cursor.fetchone()
-        return row[0] if row else None
+        values = (
+            message.chat_jid,
+            _key(message.id),
+            _storable(message.sender),
+            _storable(message.sender_name),
+            _storable(message.content),
+            message.timestamp.astimezone(UTC).isoformat(),
+            message.is_from_me,
+            message.reply_to and _key(message.reply_to),
+            message.thread and _key(message.thread),
+        )
 
-    async def claim(self, jid: str, limit: int) -> list[StoredMessage]:
-        """Take a chat's oldest pending messages, at most `limit`, for a run."""
-        async with (
-            self._transaction() as db,
-            db.execute(
-                "UPDATE messages SET state = 'claimed' WHERE id IN (SELECT id FROM messages"
-                " WHERE chat_jid = ? AND state = 'pending' ORDER BY id LIMIT ?)"
-                " RETURNING id, sender_name, content, timestamp",
-                (jid, limit),
-            ) as cursor,
-        ):
-            rows = await cursor.fetchall()
-        return [StoredMessage(r[0], r[1], r[2], datetime.fromisoformat(r[3])) for r in sorted(rows)]
+        def add(db: sqlite3.Connection) -> int | None:
+            row = db.execute(
+                "INSERT INTO messages (chat_jid, message_id, sender, sender_name, content, timestamp, is_from_me,"
+                " reply_to, thread) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (chat_jid, message_id) DO NOTHING RETURNING id",
+                values,
+            ).fetchone()
+            return row[0] if row else None
 
-    async def release(self, ids: Sequence[int] | None = None) -> None:
-        """Make claimed messages pending again: these, or with None all, as at a start."""
-        async with self._transaction() as db:
-            if ids is None:
-                await db.execute("UPDATE messages SET state = 'pending' WHERE state = 'claimed'")
-            else:
-                await db.executemany(
-                    "UPDATE messages SET state = 'pending' WHERE id = ? AND state = 'claimed'", [(i,) for i in ids]
-                )
+        return await self._db.write(add)
+
+    async def claim(self, jid: str, most: int, characters: int) -> list[StoredMessage]:
+        """Take a chat's oldest pending messages for a run: at most so many, and so many characters of text.
+
+        A single message that is longer comes alone.
+        """
+
+        def take(db: sqlite3.Connection) -> list[StoredMessage]:
+            rows = db.execute(
+                "SELECT id, sender_name, content, timestamp, attempts FROM messages"
+                " WHERE chat_jid = ? AND state = 'pending' ORDER BY id LIMIT ?",
+                (jid, most),
+            )
+            taken: list[StoredMessage] = []
+            left = characters
+            for row_id, sender_name, content, timestamp, attempts in rows:
+                left -= len(content)
+                if taken and left < 0:
+                    break
+                taken.append(StoredMessage(row_id, sender_name, content, datetime.fromisoformat(timestamp), attempts))
+            db.execute(
+                "UPDATE messages SET state = 'claimed' WHERE id IN (SELECT value FROM json_each(?))",
+                (_ids(message.id for message in taken),),
+            )
+            return taken
+
+        return await self._db.write(take)
+
+    async def has_pending(self, jid: str) -> bool:
+        """Whether a chat waits for an answer."""
+        row = await self._db.read(
+            lambda db: db.execute(
+                "SELECT 1 FROM messages WHERE chat_jid = ? AND state = 'pending' LIMIT 1", (jid,)
+            ).fetchone()
+        )
+        return row is not None
 
     async def chats_with_pending(self) -> list[str]:
         """The chats that wait for an answer, longest waiting first."""
-        rows = await self._rows(
-            "SELECT chat_jid FROM messages WHERE state = 'pending' GROUP BY chat_jid ORDER BY min(id)"
+        rows = await self._db.read(
+            lambda db: db.execute(
+                "SELECT chat_jid FROM messages WHERE state = 'pending' GROUP BY chat_jid ORDER BY min(id)"
+            ).fetchall()
         )
         return [row[0] for row in rows]
 
-    async def complete(self, jid: str, ids: Sequence[int], reply: str | None, session_id: str | None) -> None:
-        """Record an answer: the messages are done, the reply is queued and the session is kept, all at once."""
-        async with self._transaction() as db:
-            await db.executemany(
-                "UPDATE messages SET state = 'done' WHERE id = ? AND chat_jid = ?", [(i, jid) for i in ids]
+    async def mark_acted(self, ids: Sequence[int]) -> None:
+        """Record that a tool is about to run for these: from now on, repeating them could act twice."""
+        await self._db.write(
+            lambda db: db.execute(
+                "UPDATE messages SET acted = 1 WHERE id IN (SELECT value FROM json_each(?)) AND state = 'claimed'",
+                (_ids(ids),),
             )
-            if reply:
-                await self._enqueue(db, jid, reply, "reply")
+        )
+
+    async def release(self, ids: Sequence[int] | None, reason: str, notice: str) -> list[int]:
+        """End a run that gave no answer to these messages, or with None, every run of an earlier service.
+
+        They are pending again; but those that a tool may have acted for are failed, with a notice in each
+        chat, and returned.
+        """
+
+        def give_back(db: sqlite3.Connection) -> list[int]:
+            these = ids
+            if these is None:
+                these = [row[0] for row in db.execute("SELECT id FROM messages WHERE state = 'claimed'")]
+            acted = db.execute(
+                "SELECT chat_jid, id FROM messages WHERE id IN (SELECT value FROM json_each(?))"
+                " AND state = 'claimed' AND acted ORDER BY id",
+                (_ids(these),),
+            ).fetchall()
+            for jid in dict.fromkeys(jid for jid, _ in acted):
+                _fail(db, jid, [row_id for chat, row_id in acted if chat == jid], reason, notice)
+            db.execute(
+                "UPDATE messages SET state = 'pending' WHERE id IN (SELECT value FROM json_each(?))"
+                " AND state = 'claimed'",
+                (_ids(these),),
+            )
+            return [row_id for _, row_id in acted]
+
+        return await self._db.write(give_back)
+
+    async def retry(self, ids: Sequence[int], reason: str) -> None:
+        """Record an attempt that failed; the messages are pending again."""
+        await self._db.write(
+            lambda db: db.execute(
+                "UPDATE messages SET state = 'pending', attempts = attempts + 1, error = ?"
+                " WHERE id IN (SELECT value FROM json_each(?)) AND state = 'claimed'",
+                (_storable(reason), _ids(ids)),
+            )
+        )
+
+    async def complete(
+        self,
+        jid: str,
+        ids: Sequence[int],
+        reply: str | None,
+        session_id: str | None,
+        transcript_end: int | None = None,
+    ) -> None:
+        """Record an answer: the messages are done, the reply is queued and the session is kept, all at once.
+
+        `transcript_end` is where the session's transcript ended when the answer was given; None leaves it
+        where it was.
+        """
+
+        def record(db: sqlite3.Connection) -> None:
+            reply_id = _enqueue(db, jid, reply, "reply") if reply else None
+            db.execute(
+                # The plus keeps SQLite from reading the whole chat through an index for these few rows.
+                "UPDATE messages SET state = 'done', error = NULL, answered_by = ?"
+                " WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ?",
+                (reply_id, _ids(ids), jid),
+            )
             if session_id:
-                await db.execute("UPDATE groups SET session_id = ? WHERE jid = ?", (_storable(session_id), jid))
+                db.execute(
+                    "UPDATE groups SET session_id = ?, session_end = coalesce(?, session_end) WHERE jid = ?",
+                    (_storable(session_id), transcript_end, jid),
+                )
+
+        await self._db.write(record)
 
     async def fail(self, jid: str, ids: Sequence[int], reason: str, notice: str) -> None:
-        """Record that messages were not answered, and queue the notice that says so."""
-        async with self._transaction() as db:
-            await db.executemany(
-                "UPDATE messages SET state = 'failed', error = ? WHERE id = ? AND chat_jid = ?",
-                [(_storable(reason), i, jid) for i in ids],
-            )
-            await self._enqueue(db, jid, notice, "notice")
+        """Record that messages will not be answered, and queue the notice that says so."""
+        await self._db.write(lambda db: _fail(db, jid, ids, reason, notice))
 
     async def outcome(self, row_id: int) -> Outcome | None:
         """How a message ended; None while it is open."""
-        row = await self._row("SELECT state, error FROM messages WHERE id = ?", row_id)
+        row = await self._db.read(
+            lambda db: db.execute("SELECT state, error FROM messages WHERE id = ?", (row_id,)).fetchone()
+        )
         return Outcome(row[1] if row[0] == "failed" else None) if row and row[0] in ("done", "failed") else None
 
     # --- messages out ---------------------------------------------------------------------------------------
 
     async def enqueue(self, jid: str, text: str, kind: str) -> None:
         """Queue a text for a chat; `kind` is reply, message or notice."""
-        async with self._transaction() as db:
-            await self._enqueue(db, jid, text, kind)
+        await self._db.write(lambda db: _enqueue(db, jid, text, kind))
 
-    async def _enqueue(self, db: aiosqlite.Connection, jid: str, text: str, kind: str) -> None:
-        await db.execute(
-            "INSERT INTO outbox (chat_jid, text, kind, created_at) VALUES (?, ?, ?, ?)",
-            (jid, _storable(text), kind, _now()),
+    async def chats_with_queued(self) -> list[str]:
+        """The chats that something waits to be sent to, longest waiting first."""
+        rows = await self._db.read(
+            lambda db: db.execute(
+                "SELECT chat_jid FROM outbox WHERE state = 'queued' GROUP BY chat_jid ORDER BY min(id)"
+            ).fetchall()
         )
+        return [row[0] for row in rows]
 
-    async def queued(self, after: int = 0, limit: int = 500) -> list[Outgoing]:
-        """What waits to be sent, oldest first: at most `limit`, with ids above `after`."""
-        rows = await self._rows(
-            "SELECT id, chat_jid, text, kind FROM outbox WHERE state = 'queued' AND id > ? ORDER BY id LIMIT ?",
-            after,
-            limit,
+    async def next_queued(self, jid: str) -> Outgoing | None:
+        """What is to be sent to a chat next."""
+        row = await self._db.read(
+            lambda db: db.execute(
+                "SELECT id, chat_jid, text, kind FROM outbox WHERE chat_jid = ? AND state = 'queued'"
+                " ORDER BY id LIMIT 1",
+                (jid,),
+            ).fetchone()
         )
-        return [Outgoing(*row) for row in rows]
+        return Outgoing(*row) if row else None
 
     async def mark_sent(self, outgoing_id: int) -> None:
         """Record that the channel has taken it."""
-        async with self._transaction() as db:
-            await db.execute("UPDATE outbox SET state = 'sent' WHERE id = ?", (outgoing_id,))
+        await self._db.write(lambda db: db.execute("UPDATE outbox SET state = 'sent' WHERE id = ?", (outgoing_id,)))
 
-    async def mark_unsendable(self, outgoing_id: int, reason: str) -> None:
-        """Record that it will not be tried again, and why."""
-        async with self._transaction() as db:
-            await db.execute(
-                "UPDATE outbox SET state = 'failed', error = ? WHERE id = ?", (_storable(reason), outgoing_id)
-            )
+    async def mark_unsendable(self, outgoing_id: int, reason: str, tell: tuple[str, str] | None) -> None:
+        """Record that it will not be tried again, and why; `tell` is the chat that hears of it, and the notice."""
+
+        def give_up(db: sqlite3.Connection) -> None:
+            db.execute("UPDATE outbox SET state = 'failed', error = ? WHERE id = ?", (_storable(reason), outgoing_id))
+            if tell:
+                _enqueue(db, *tell, "notice")
+
+        await self._db.write(give_up)
 
     # --- transcripts ----------------------------------------------------------------------------------------
 
     async def append_transcript(
         self, folder: str, session_id: str, subpath: str, entries: Sequence[dict[str, Any]]
-    ) -> None:
-        """Add transcript entries in order; one with a uuid that is there already is left out."""
-        rows = [(folder, session_id, subpath, entry.get("uuid"), _storable_json(entry)) for entry in entries]
-        async with self._transaction() as db:
-            await db.executemany(
+    ) -> int:
+        """Add transcript entries in order; one with a uuid that is there already is left out.
+
+        Returns the row id behind which whatever is stored later will be.
+        """
+        rows = [(folder, session_id, subpath, _entry_key(entry), _storable_json(entry)) for entry in entries]
+
+        def append(db: sqlite3.Connection) -> int:
+            db.executemany(
                 "INSERT OR IGNORE INTO transcripts (folder, session_id, subpath, uuid, entry) VALUES (?, ?, ?, ?, ?)",
                 rows,
             )
+            return db.execute("SELECT coalesce(max(id), 0) FROM transcripts").fetchone()[0]
+
+        return await self._db.write(append)
 
     async def load_transcript(
         self, folder: str, session_id: str, subpath: str, after: int
     ) -> tuple[list[dict[str, Any]], int | None]:
         """A page of a transcript: entries with a row id above `after`, and where the next page starts."""
-        entries: list[dict[str, Any]] = []
-        size = 0
-        async with self._db.execute(
-            "SELECT id, entry FROM transcripts WHERE folder = ? AND session_id = ? AND subpath = ? AND id > ?"
-            " ORDER BY id",
-            (folder, session_id, subpath, after),
-        ) as cursor:
-            async for row_id, entry in cursor:
+
+        def load(db: sqlite3.Connection) -> tuple[list[dict[str, Any]], int | None]:
+            entries: list[dict[str, Any]] = []
+            size = 0
+            for row_id, entry in db.execute(
+                "SELECT id, entry FROM transcripts"
+                " WHERE folder = ? AND session_id = ? AND subpath = ? AND id > ? AND NOT dropped ORDER BY id",
+                (folder, session_id, subpath, after),
+            ):
                 entries.append(json.loads(entry))
                 size += len(entry)
                 if size > _PAGE_CHARACTERS:
                     return entries, row_id
-        return entries, None
+            return entries, None
+
+        return await self._db.read(load)
 
     async def transcript_subpaths(self, folder: str, session_id: str) -> list[str]:
         """The names of a session's sub-agent transcripts."""
-        rows = await self._rows(
-            "SELECT DISTINCT subpath FROM transcripts WHERE folder = ? AND session_id = ? AND subpath != ''",
-            folder,
-            session_id,
+        rows = await self._db.read(
+            lambda db: db.execute(
+                "SELECT DISTINCT subpath FROM transcripts"
+                " WHERE folder = ? AND session_id = ? AND subpath != '' AND NOT dropped",
+                (folder, session_id),
+            ).fetchall()
         )
         return [row[0] for row in rows]
+
+
+def _enqueue(db: sqlite3.Connection, jid: str, text: str, kind: str) -> int | None:
+    return db.execute(
+        "INSERT INTO outbox (chat_jid, text, kind, created_at) VALUES (?, ?, ?, ?)",
+        (jid, _storable(text), kind, _now()),
+    ).lastrowid
+
+
+def _fail(db: sqlite3.Connection, jid: str, ids: Sequence[int], reason: str, notice: str) -> None:
+    notice_id = _enqueue(db, jid, notice, "notice")
+    db.execute(
+        "UPDATE messages SET state = 'failed', error = ?, answered_by = ?"
+        " WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ?",
+        (_storable(reason), notice_id, _ids(ids), jid),
+    )
+
+
+def _ids(ids: Iterable[int]) -> str:
+    return json.dumps(list(ids))
+
+
+def _entry_key(entry: dict[str, Any]) -> str | None:
+    key = entry.get("uuid")
+    return _key(key) if isinstance(key, str) else None
+
+
+def _key(text: str) -> str:
+    """A name by which something is known again: two that differ stay different."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _storable(text: str) -> str:

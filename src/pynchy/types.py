@@ -162,19 +162,23 @@ class ContainerInput:
         return cls(**data)
 
 
+#: The `ContainerOutput.error` of an answer that the host has asked the agent to stop.
+INTERRUPTED = "interrupted"
+
+
 @dataclass(frozen=True, slots=True)
 class ContainerOutput:
     """How the agent answered the messages `ids`.
 
     `text` is None when there is nothing to say. `error` is why there is no answer, in the words of the SDK or
-    the model's API; `tools_used` tells whether a tool ran before it, so that repeating could act twice.
+    the model's API. `transcript_end` is added by the host: up to where the stored transcript belongs to it.
     """
 
     ids: tuple[int, ...]
     text: str | None = None
     session_id: str | None = None
     error: str | None = None
-    tools_used: bool = False
+    transcript_end: int | None = None
 
 
 def tool_prefix(server_name: str) -> str:

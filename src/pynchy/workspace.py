@@ -1,6 +1,7 @@
 """What a group's agent sees: its folder, the runner, and the plugins' sources, as mounts of its container.
 
     /workspace/group            the group's own folder, the only thing it can write
+    /workspace/attachments      what came with messages and is too long to be part of one, read-only
     /workspace/plugins/NAME     the sources of an MCP plugin, read-only
     /opt/pynchy                 the runner and the rooms it shares with the host, read-only
     /home/agent, /tmp           memory; nothing in them outlives a run
@@ -33,6 +34,9 @@ log = structlog.get_logger(__name__)
 RUNNER_PATH = "/opt/pynchy"
 GROUP_PATH = "/workspace/group"
 PLUGINS_PATH = "/workspace/plugins"
+ATTACHMENTS_PATH = "/workspace/attachments"
+
+_EXCERPT = 1000  # characters
 
 #: Started as `python3 /opt/pynchy`, which puts that directory first on the import path.
 _LAUNCHER = "from agent_runner.__main__ import run\n\nrun()\n"
@@ -61,10 +65,31 @@ def group_folder(home: Path, group: Group, owner: tuple[int, int] | None) -> Pat
     return folder
 
 
-def group_mounts(folder: Path, runner: Path) -> tuple[VolumeMount, ...]:
+def attachments_folder(home: Path, group: Group) -> Path:
+    """Create the folder of what came with a group's messages, which its agent can read alone, and return it."""
+    folder = make_private(home / "attachments") / group.folder
+    folder.mkdir(mode=0o755, exist_ok=True)
+    folder.chmod(0o755)  # the agent may have another uid; nobody else gets past the folder above
+    return folder
+
+
+def attach_text(home: Path, group: Group, row_id: int, text: str) -> str:
+    """Put a long text where the agent can read it, and return what its message says instead."""
+    name = f"message-{row_id}.txt"
+    path = attachments_folder(home, group) / name
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o644)
+    return (
+        f"{text[:_EXCERPT]}\n[... The whole message has {len(text)} characters: "
+        f"it is the file {ATTACHMENTS_PATH}/{name}]"
+    )
+
+
+def group_mounts(folder: Path, runner: Path, attachments: Path) -> tuple[VolumeMount, ...]:
     """The mounts that every agent has."""
     return (
         VolumeMount(str(runner), RUNNER_PATH, readonly=True),
+        VolumeMount(str(attachments), ATTACHMENTS_PATH, readonly=True),
         VolumeMount(str(folder), GROUP_PATH),
     )
 

@@ -430,7 +430,7 @@ def send(head, body):
 head = json.loads(sys.stdin.buffer.readline())
 send({"type": "ready", "session": None}, {"mcp_servers": []})
 text = json.dumps([seen, found])
-answer = {"ids": head["ids"], "text": text, "session_id": None, "error": None, "tools_used": False}
+answer = {"ids": head["ids"], "text": text, "session_id": None, "error": None}
 send({"type": "result", "id": "r"}, answer)
 sys.stdin.buffer.read()
 """
@@ -455,9 +455,10 @@ def test_a_credential_of_the_host_is_in_no_process_of_the_sandbox(
         services: Any = None
         run = AgentRun(runtime, spec, services, Limits(start=30, answer=30, close=5))
         try:
-            return (await run.start(ContainerInput("hi", "main", "terminal:main"), (1,))).text
+            await run.start(ContainerInput("hi", "main", "terminal:main"), (1,))
+            return (await run.result()).text
         finally:
-            await run.kill()
+            await run.stop()
 
     seen, found = json.loads(asyncio.run(ask()) or "")
     assert seen >= 2

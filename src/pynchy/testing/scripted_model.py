@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import random
 import re
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,9 @@ class ScriptedModel:
     """
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
-        self._faults: deque[Fault] = deque(faults)
+        self._faults: deque[Fault | None] = deque(faults)
+        self._unreliable: Callable[[], Fault | None] = lambda: None
+        self._key: str | None = None
         self._server = LoopbackServer(self._handle)
         self._count = 0
         # Ids must be new to a conversation that is resumed, also from an earlier model.
@@ -105,9 +108,24 @@ class ScriptedModel:
         """Let the next `times` requests end in `fault`."""
         self._faults.extend([fault] * times)
 
+    def answer_next(self, times: int = 1) -> None:
+        """Let the next `times` requests be answered, before the faults that are queued after."""
+        self._faults.extend([None] * times)
+
+    def fail_often(self, share: float, faults: Sequence[Fault], seed: int) -> None:
+        """From now on let that share of the requests end in one of the faults, by chance."""
+        chance = random.Random(seed)  # noqa: S311 - it is for a test to be repeatable, not to be secret
+        self._unreliable = lambda: chance.choice(faults) if chance.random() < share else None
+
+    def require_key(self, key: str) -> None:
+        """Answer 401 to every request that does not bring this `x-api-key`."""
+        self._key = key
+
     def succeed(self) -> None:
-        """Forget the faults that are still queued."""
+        """Forget every fault."""
         self._faults.clear()
+        self._unreliable = lambda: None
+        self._key = None
 
     async def _handle(self, request: Request, exchange: Exchange) -> None:
         self.requests.append(request)
@@ -125,7 +143,9 @@ class ScriptedModel:
         if path.endswith("/count_tokens"):
             await exchange.reply(200, json.dumps({"input_tokens": input_tokens}).encode())
             return
-        fault = self._faults.popleft() if self._faults else None
+        fault = self._faults.popleft() if self._faults else self._unreliable()
+        if self._key is not None and request.header("x-api-key") != self._key:
+            fault = Fail(401, "invalid x-api-key")
         if isinstance(fault, Fail):
             await _error(exchange, fault)
             return

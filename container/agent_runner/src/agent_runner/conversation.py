@@ -8,23 +8,16 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from claude_agent_sdk import (
-    AssistantMessage,
-    ClaudeSDKClient,
-    Message,
-    ResultMessage,
-    SystemMessage,
-    ToolUseBlock,
-)
+from claude_agent_sdk import ClaudeSDKClient, ResultMessage, SystemMessage
 
-from agent_runner.host_link import HostLink
-from pynchy.types import ContainerOutput
+from agent_runner.host_link import HostLink, HostRefused
+from pynchy.types import INTERRUPTED, ContainerOutput
 from pynchy.wire import Frame, json_frame
 
 
 @dataclass(slots=True)
 class Turn:
-    """A prompt under way: the message ids it answers, and whether a tool has run for it yet."""
+    """A prompt under way: the message ids it answers, and whether a tool may have run for it yet."""
 
     ids: tuple[int, ...]
     prompt: str
@@ -36,63 +29,88 @@ class Conversation:
     """Feeds prompts to a connected client, one after the other, and reports what comes of them.
 
     Nothing is sent to the SDK while a prompt is being answered: it would fold the two into one result, and
-    nobody could say which message was answered.
+    nobody could say which message was answered. What comes meanwhile is held, and answered together afterwards.
     """
 
-    def __init__(self, client: ClaudeSDKClient, link: HostLink) -> None:
-        self._client = client
+    def __init__(self, link: HostLink) -> None:
         self._link = link
-        self._waiting: asyncio.Queue[Turn] = asyncio.Queue()
+        self._client: ClaudeSDKClient | None = None
+        self._held: list[tuple[tuple[int, ...], str]] = []
+        self._something_held = asyncio.Event()
         self._turn: Turn | None = None
         self._turn_over = asyncio.Event()
         self._reported_servers: Any = None
 
     def accept(self, ids: tuple[int, ...], prompt: str) -> None:
-        """Queue a prompt, and tell the host that it is in safe hands."""
-        self._waiting.put_nowait(Turn(ids, prompt, str(uuid.uuid4())))
+        """Hold a prompt, and tell the host that it is in safe hands."""
+        self._held.append((ids, prompt))
+        self._something_held.set()
         self._link.send(Frame("accepted", {"ids": list(ids)}))
 
     async def interrupt(self) -> None:
         """Stop what is being answered; its result says that it was interrupted."""
-        if self._turn:
+        if self._turn and self._client:
             await self._client.interrupt()
 
-    async def run(self) -> None:
-        """Answer prompts until cancelled. Raises what the SDK raises when its process dies."""
-        reading = asyncio.get_running_loop().create_task(self._read())
+    async def before_tool(self, call: Any, tool_use_id: str | None, context: Any) -> dict[str, Any]:
+        """The SDK's PreToolUse hook: no tool runs before the host has on record that one may have.
+
+        After a crash the host repeats a message only if none did. Once a turn is enough.
+        """
+        turn = self._turn
+        if turn is None or turn.tools_used:
+            return {}
         try:
-            while True:
-                getting = asyncio.ensure_future(self._waiting.get())
-                await asyncio.wait({reading, getting}, return_when=asyncio.FIRST_COMPLETED)
-                if reading.done():
-                    getting.cancel()
-                    break
-                self._turn = getting.result()
+            await self._link.request("progress", {"ids": list(turn.ids), "tool": str(call.get("tool_name"))[:200]})
+        except HostRefused as refusal:
+            return {
+                "hookSpecificOutput": {
+                    "hookEventName": "PreToolUse",
+                    "permissionDecision": "deny",
+                    "permissionDecisionReason": str(refusal),
+                }
+            }
+        turn.tools_used = True
+        return {}
+
+    async def run(self, client: ClaudeSDKClient) -> None:
+        """Answer prompts until cancelled. Raises what the SDK raises when its process dies."""
+        self._client = client
+        reading = asyncio.get_running_loop().create_task(self._read(client))
+        try:
+            while await self._unless_ended(reading, self._something_held):
+                self._turn = self._next_turn()
                 self._turn_over.clear()
-                await self._client.query(_as_stream(self._turn))
-                over = asyncio.ensure_future(self._turn_over.wait())
-                await asyncio.wait({reading, over}, return_when=asyncio.FIRST_COMPLETED)
-                over.cancel()
+                await client.query(_as_stream(self._turn))
+                if not await self._unless_ended(reading, self._turn_over):
+                    break
             reading.result()  # raises why the stream broke
             raise RuntimeError("the Claude process ended by itself")
         finally:
             reading.cancel()
 
-    async def _read(self) -> None:
-        async for message in self._client.receive_messages():
-            self._handle(message)
+    @staticmethod
+    async def _unless_ended(reading: asyncio.Task[None], event: asyncio.Event) -> bool:
+        """Wait for the event; False where the SDK's stream ended before."""
+        waiting = asyncio.ensure_future(event.wait())
+        await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        return not reading.done()
 
-    def _handle(self, message: Message) -> None:
-        if isinstance(message, SystemMessage) and message.subtype == "init":
-            self._report_ready(message.data)
-        elif isinstance(message, AssistantMessage):
-            for block in message.content:
-                if isinstance(block, ToolUseBlock):
-                    if self._turn:
-                        self._turn.tools_used = True
-                    self._link.send(Frame("progress", {"tool": block.name[:200]}))
-        elif isinstance(message, ResultMessage):
-            self._report_result(message)
+    def _next_turn(self) -> Turn:
+        """Everything that is held, as one prompt."""
+        ids = tuple(row_id for batch, _ in self._held for row_id in batch)
+        prompt = "\n".join(prompt for _, prompt in self._held)
+        self._held.clear()
+        self._something_held.clear()
+        return Turn(ids, prompt, str(uuid.uuid4()))
+
+    async def _read(self, client: ClaudeSDKClient) -> None:
+        async for message in client.receive_messages():
+            if isinstance(message, SystemMessage) and message.subtype == "init":
+                self._report_ready(message.data)
+            elif isinstance(message, ResultMessage):
+                self._report_result(message)
 
     def _report_ready(self, data: dict[str, Any]) -> None:
         servers = [{"name": one["name"], "status": one["status"]} for one in data.get("mcp_servers", [])]
@@ -112,18 +130,18 @@ class Conversation:
             text=None if failed else message.result,
             session_id=message.session_id,
             error=_failure(message) if failed else None,
-            tools_used=bool(turn and turn.tools_used),
         )
         body = {**asdict(output), "usage": message.usage, "cost_usd": message.total_cost_usd}
         self._link.send(json_frame("result", body, id=f"result-{message.uuid}"))
         if turn:
             self._turn = None
-            self._turn_over.set()
+            if output.error in (None, INTERRUPTED):  # else the host ends this run: what is held is for the next
+                self._turn_over.set()
 
 
 def _failure(message: ResultMessage) -> str:
     if message.terminal_reason and "abort" in message.terminal_reason:
-        return "interrupted"
+        return INTERRUPTED
     words = message.result or "; ".join(message.errors or []) or message.subtype
     status = f" (HTTP {message.api_error_status})" if message.api_error_status else ""
     return words + status if str(message.api_error_status) not in words else words

@@ -56,9 +56,9 @@ async def _converse(
     link: HostLink, frames: AsyncIterator[Frame], given: ContainerInput, ids: tuple[int, ...], model_url: str
 ) -> None:
     """Connect the SDK and serve the wire until the host closes it or the SDK dies."""
-    options = build_options(given, model_url, HostSessionStore(link), host_tools(link))
+    conversation = Conversation(link)
+    options = build_options(given, model_url, HostSessionStore(link), host_tools(link), conversation.before_tool)
     client = ClaudeSDKClient(options)
-    conversation = Conversation(client, link)
     conversation.accept(ids, given.prompt)
     loop = asyncio.get_running_loop()
     listening = loop.create_task(_listen(link, frames, conversation))
@@ -80,7 +80,7 @@ async def _converse(
 
 async def _connect_and_answer(client: ClaudeSDKClient, conversation: Conversation) -> None:
     await client.connect()
-    await conversation.run()
+    await conversation.run(client)
 
 
 async def _listen(link: HostLink, frames: AsyncIterator[Frame], conversation: Conversation) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from claude_agent_sdk import ClaudeAgentOptions
+from claude_agent_sdk import ClaudeAgentOptions, HookMatcher
 
 from pynchy.types import ContainerInput, tool_prefix
 
@@ -40,7 +40,9 @@ Your working directory is this chat's own folder: what you write there is kept. 
 this chat; keep it up to date with what you should remember."""
 
 
-def build_options(given: ContainerInput, model_url: str, session_store: Any, host_tools: Any) -> ClaudeAgentOptions:
+def build_options(
+    given: ContainerInput, model_url: str, session_store: Any, host_tools: Any, before_tool: Any
+) -> ClaudeAgentOptions:
     """The SDK's options for this run; the plugins' servers are merged with our own."""
     servers: dict[str, Any] = {
         name: {**server, "env": _server_env(name, server.get("env") or {})}
@@ -61,6 +63,7 @@ def build_options(given: ContainerInput, model_url: str, session_store: Any, hos
         strict_mcp_config=True,
         allowed_tools=[f"{tool_prefix(name)}*" for name in servers],
         disallowed_tools=_DISALLOWED,
+        hooks={"PreToolUse": [HookMatcher(hooks=[before_tool])]},
         permission_mode="bypassPermissions",
         # No settings from disk: the agent can write its folder, and settings found there could run hooks.
         setting_sources=[],
@@ -87,7 +90,8 @@ def _sdk_env(model_url: str) -> dict[str, str]:
         # Tools are few; searching for them would hide them from the model until it thinks of it.
         "ENABLE_TOOL_SEARCH": "false",
         # Retrying is the host's, which knows whether a tool has acted already.
-        "CLAUDE_CODE_MAX_RETRIES": "1",
+        "CLAUDE_CODE_MAX_RETRIES": "0",
+        "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",  # a second try under another name
         "API_TIMEOUT_MS": "300000",
     }
     if os.geteuid() == 0:

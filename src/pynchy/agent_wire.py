@@ -1,0 +1,269 @@
+"""The host's end of one agent's wire: what comes out of the container, and what is done about it.
+
+Everything from inside is untrusted: a frame that is none is a WireError, and what a frame asks for is done for
+the group whose pipe it came through, whatever it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine
+from dataclasses import replace
+from typing import Any, Protocol
+
+import structlog
+
+from pynchy.fault_points import reached
+from pynchy.types import ContainerOutput
+from pynchy.wire import ByteReader, ByteWriter, Frame, FrameWriter, WireError, json_frame, read_frames
+
+log = structlog.get_logger(__name__)
+
+_MAX_CONCURRENT_CALLS = 32
+#: What an agent has sent and the host has not dealt with yet, in bytes; above it nothing more is read.
+_MAX_HELD = 64 * 1024 * 1024
+_HELD_AT_LEAST = 1024  # of each frame
+_MAX_REASON = 600  # characters
+
+
+class HostServices(Protocol):
+    """What an agent may reach of the host. Every method acts for one group, the one the pipe belongs to."""
+
+    async def call_tool(self, name: str, arguments: Any) -> Any:
+        """Do what a host tool asks; raise PermissionError or ValueError with the words for the agent."""
+        ...
+
+    async def note_acting(self, ids: tuple[int, ...]) -> None:
+        """Record that a tool is about to run for these messages."""
+        ...
+
+    async def append_transcript(self, session_id: str, subpath: str, entries: list[dict[str, Any]]) -> int:
+        """Store transcript entries; returns up to where the transcript is stored now."""
+        ...
+
+    async def load_transcript(
+        self, session_id: str, subpath: str, after: int
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """A page of transcript entries and where the next starts."""
+        ...
+
+    async def transcript_subpaths(self, session_id: str) -> list[str]:
+        """The names of a session's sub-agent transcripts."""
+        ...
+
+    async def forward_model_request(self, frame: Frame, out: FrameWriter) -> None:
+        """Answer a model request on the wire."""
+        ...
+
+    async def unsolicited(self, output: ContainerOutput) -> None:
+        """Take an answer to no message: the end of something the agent started by itself."""
+        ...
+
+
+class AgentListener(Protocol):
+    """Who hears what the agent says of its work."""
+
+    def on_ready(self, mcp_servers: list[dict[str, str]]) -> None:
+        """It is up, and its servers are in these states."""
+        ...
+
+    def on_acting(self, ids: tuple[int, ...]) -> None:
+        """A tool is about to run for these messages; WireError where they are not its own."""
+        ...
+
+    def on_result(self, output: ContainerOutput) -> None:
+        """It has answered these messages, it says."""
+        ...
+
+    def on_trouble(self, reason: str) -> None:
+        """It is about to end, for this reason."""
+        ...
+
+
+class AgentWire:
+    """Frames to and from one agent. `read` and `run` are tasks for the life of its pipes."""
+
+    def __init__(self, container: str, services: HostServices, listener: AgentListener, writer: ByteWriter) -> None:
+        self._container = container
+        self._services = services
+        self._listener = listener
+        self.out = FrameWriter(writer)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls: dict[Any, asyncio.Task[None]] = {}
+        self._in_order: asyncio.Task[None] | None = None
+        self._transcript_end: int | None = None
+        self._held = 0
+        self._room = asyncio.Event()
+
+    async def read(self, reader: ByteReader) -> None:
+        """Act on every frame until the pipe ends; then wait until what was said before is stored."""
+        async for frame in read_frames(reader):
+            while self._held > _MAX_HELD:
+                # What is waited for is the disk or the network, never this pipe's other direction.
+                self._room.clear()
+                await self._room.wait()
+            self._receive(frame)
+        if self._in_order:
+            await asyncio.wait([self._in_order])
+
+    async def end(self) -> None:
+        """Stop whatever is still being done for the agent."""
+        tasks = [*self._tasks, *self._calls.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- frames from inside ---------------------------------------------------------------------------------
+
+    def _receive(self, frame: Frame) -> None:
+        match frame.type:
+            case "ready":
+                self._listener.on_ready(
+                    [
+                        {"name": str(one["name"])[:100], "status": str(one["status"])[:100]}
+                        for one in frame.json_body()["mcp_servers"][:200]
+                    ]
+                )
+            case "accepted":
+                reached("accepted")  # the answer is what counts; a run that ends without one leaves it open
+            case "progress":
+                self._start_call(frame, self._note_acting(frame))
+            case "result":
+                self._receive_result(frame)
+            case "session.append":
+                self._append_transcript(frame)
+            case "request" | "session.load" | "session.subkeys":
+                self._start_call(frame, self._reply(frame))
+            case "http.request":
+                self._start_call(frame, self._services.forward_model_request(frame, self.out))
+            case "http.cancel":
+                if task := self._calls.get(("http.request", frame.id)):
+                    task.cancel()
+            case "error":
+                self._listener.on_trouble(f"it reported: {str(frame.fields.get('reason'))[:_MAX_REASON]}")
+            case "log":
+                log.info("agent", container=self._container, text=str(frame.fields.get("text"))[:1000])
+            case other:
+                raise WireError(f"unknown frame {other[:40]!r}")
+
+    def _receive_result(self, frame: Frame) -> None:
+        reached("result")
+        body = frame.json_body()
+        text, error, session = body["text"], body["error"], body["session_id"]
+        if not all(value is None or isinstance(value, str) for value in (text, error, session)):
+            raise WireError("a result whose text is no text")
+        output = ContainerOutput(_row_ids(body["ids"]), text, session, error)
+        previous = self._in_order
+
+        async def after_transcript() -> None:
+            """What came before a result is stored before it, and what comes after it is not part of it."""
+            if previous:
+                await asyncio.wait([previous])
+            if output.ids:
+                self._listener.on_result(replace(output, transcript_end=self._transcript_end))
+            else:
+                await self._services.unsolicited(output)
+
+        self._in_order = self._spawn(after_transcript(), len(frame.body))
+
+    def _append_transcript(self, frame: Frame) -> None:
+        session, subpath = _session_key(frame.fields)
+        entries = frame.json_body()
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise WireError("transcript entries that are no objects")
+        previous = self._in_order
+
+        async def append() -> None:
+            if previous:
+                await asyncio.wait([previous])
+            self._transcript_end = await self._services.append_transcript(session, subpath, entries)
+
+        self._in_order = self._spawn(append(), len(frame.body))
+
+    # --- calls, each answered in its own time ---------------------------------------------------------------
+
+    def _start_call(self, frame: Frame, action: Coroutine[Any, Any, None]) -> None:
+        key = (frame.type, frame.id)
+        if key in self._calls or len(self._calls) >= _MAX_CONCURRENT_CALLS:
+            action.close()
+            raise WireError("more calls at once than an agent may make")
+        task = self._spawn(action, len(frame.body))
+        self._calls[key] = task
+        task.add_done_callback(lambda _: self._calls.pop(key, None))
+
+    async def _note_acting(self, frame: Frame) -> None:
+        """Its reply lets the tool run: by then it is on record that one may have."""
+        try:
+            ids = _row_ids(frame.json_body()["ids"])
+            self._listener.on_acting(ids)
+            await self._services.note_acting(ids)
+            answer, ok = "", True
+        except (WireError, KeyError, TypeError) as error:
+            answer, ok = f"not a turn of this agent: {error}", False
+        except Exception as error:
+            log.warning("could not record that an agent is about to act", container=self._container, error=str(error))
+            answer, ok = "the host cannot record that a tool is about to run, so it must not", False
+        await self.out.send(json_frame("reply", answer, id=frame.id, ok=ok))
+
+    async def _reply(self, frame: Frame) -> None:
+        try:
+            answer, ok = await self._call(frame), True
+        except (PermissionError, ValueError, TypeError, KeyError, WireError) as error:
+            answer, ok = str(error), False
+        except Exception:
+            log.exception("a call from an agent failed", container=self._container)
+            answer, ok = "the host could not do it", False
+        await self.out.send(json_frame("reply", answer, id=frame.id, ok=ok))
+
+    async def _call(self, frame: Frame) -> Any:
+        body = frame.json_body()
+        if frame.type == "request":
+            return await self._services.call_tool(str(frame.fields.get("name")), body)
+        session, subpath = _session_key(body)
+        if frame.type == "session.subkeys":
+            return await self._services.transcript_subpaths(session)
+        entries, following = await self._services.load_transcript(session, subpath, _whole_number(body["after"]))
+        return {"entries": entries, "next": following}
+
+    def _spawn(self, action: Awaitable[None], size: int) -> asyncio.Task[None]:
+        size += _HELD_AT_LEAST
+        self._held += size
+        task = asyncio.get_running_loop().create_task(_run(action, self._container))
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._held -= size
+            self._room.set()
+
+        task.add_done_callback(done)
+        return task
+
+
+async def _run(action: Awaitable[None], container: str) -> None:
+    try:
+        await action
+    except ConnectionError:
+        pass  # the agent is gone; its end is reported by the reader
+    except Exception:
+        log.exception("a call from an agent failed", container=container)
+
+
+def _row_ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(one) is int for one in value):
+        raise WireError("ids that are none")
+    return tuple(value)
+
+
+def _whole_number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError("not a row id")
+    return value
+
+
+def _session_key(fields: Any) -> tuple[str, str]:
+    session, subpath = fields["session"], fields.get("subpath") or ""
+    texts = isinstance(session, str) and isinstance(subpath, str) and (session + subpath).isascii()
+    if not texts or len(session) > 100 or len(subpath) > 300:
+        raise WireError("a session key that is none")
+    return session, subpath

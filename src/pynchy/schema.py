@@ -1,0 +1,95 @@
+"""The database's schema: numbered migrations, each applied once, in order, and never edited after its release."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+
+#: A database's version is the number of these that it has had (SQLite's `user_version`).
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE groups (
+        jid TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        folder TEXT NOT NULL UNIQUE,
+        is_main INTEGER NOT NULL DEFAULT 0,
+        session_id TEXT
+    );
+    CREATE TABLE chats (jid TEXT PRIMARY KEY, name TEXT NOT NULL, seen_at TEXT NOT NULL);
+    CREATE TABLE messages (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        chat_jid TEXT NOT NULL,
+        message_id TEXT NOT NULL,
+        sender TEXT NOT NULL,
+        sender_name TEXT NOT NULL,
+        content TEXT NOT NULL,
+        timestamp TEXT NOT NULL,
+        is_from_me INTEGER NOT NULL,
+        reply_to TEXT,
+        thread TEXT,
+        state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'claimed', 'done', 'failed')),
+        error TEXT,
+        UNIQUE (chat_jid, message_id)
+    );
+    CREATE INDEX messages_open ON messages (chat_jid, id) WHERE state IN ('pending', 'claimed');
+    CREATE TABLE outbox (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        chat_jid TEXT NOT NULL,
+        text TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('reply', 'message', 'notice')),
+        state TEXT NOT NULL DEFAULT 'queued' CHECK (state IN ('queued', 'sent', 'failed')),
+        error TEXT,
+        created_at TEXT NOT NULL
+    );
+    CREATE INDEX outbox_open ON outbox (id) WHERE state = 'queued';
+    CREATE TABLE transcripts (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        folder TEXT NOT NULL,
+        session_id TEXT NOT NULL,
+        subpath TEXT NOT NULL,
+        uuid TEXT,
+        entry TEXT NOT NULL,
+        UNIQUE (folder, session_id, subpath, uuid)
+    );
+    CREATE INDEX transcripts_session ON transcripts (folder, session_id, subpath, id);
+    """,
+    """
+    -- How often an answer was tried, whether a tool may have acted for it, and what was said in the end.
+    ALTER TABLE messages ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE messages ADD COLUMN acted INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE messages ADD COLUMN answered_by INTEGER REFERENCES outbox (id);
+    -- One index a state: SQLite uses a partial index only where a query repeats its condition.
+    DROP INDEX messages_open;
+    CREATE INDEX messages_pending ON messages (chat_jid, id) WHERE state = 'pending';
+    CREATE INDEX messages_claimed ON messages (chat_jid, id) WHERE state = 'claimed';
+    DROP INDEX outbox_open;
+    CREATE INDEX outbox_queued ON outbox (chat_jid, id) WHERE state = 'queued';
+    -- Where a conversation ends: entries behind it belong to a turn that was not answered.
+    ALTER TABLE groups ADD COLUMN session_end INTEGER NOT NULL DEFAULT 0;
+    UPDATE groups SET session_end = (
+        SELECT coalesce(max(id), 0) FROM transcripts
+        WHERE transcripts.folder = groups.folder AND transcripts.session_id = groups.session_id
+    );
+    ALTER TABLE transcripts ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
+    """,
+)
+
+
+class NewerSchema(Exception):
+    """The database was written by a newer version of this program."""
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring a database up to date; each migration happens whole or not at all. NewerSchema where it cannot."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise NewerSchema
+    for number in range(version, len(MIGRATIONS)):
+        try:
+            db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;")
+        except sqlite3.Error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+    db.execute("INSERT OR IGNORE INTO meta VALUES ('installation_id', ?)", (uuid.uuid4().hex[:12],))

@@ -1,0 +1,373 @@
+"""Every database that a released version has left behind opens with every row, and what it meant."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stored import column, damage, raw, rows
+
+from pynchy import schema
+from pynchy.schema import MIGRATIONS
+from pynchy.store import Outcome, Store, StoreError
+from pynchy.types import Group
+
+pytestmark = pytest.mark.anyio
+
+#: The SHA-256 of each migration, as it was when it was added.
+DIGESTS = (
+    "ae8d544c7f7866bc3c993c912e762653ade9fe9437f6b3a3294000e052482b1f",
+    "74154ece8c754aa6bff8ce3ae9ad81f9c35e433f604be2c799a5ec73e0433147",
+)
+
+#: Rows as each version left them, in every table: frozen with the version, never edited, like its migration.
+#: The answered turns of both sessions, the messages up to 7 and the outbox mean the same in every picture.
+PICTURES = (
+    "",
+    """
+    INSERT INTO meta VALUES ('installation_id', '0123456789ab');
+    INSERT INTO groups VALUES ('terminal:main', 'main', 'main', 1, 'session-2');
+    INSERT INTO groups VALUES ('wa:1', 'Family ''n'' friends 🦔', 'family', 0, 'session-1');
+    INSERT INTO groups VALUES ('wa:2', 'New', 'new', 0, NULL);
+    INSERT INTO groups VALUES ('wa:3', 'Lost', 'lost', 0, 'session-of-nothing');
+    INSERT INTO chats VALUES ('wa:1', 'Family', '2024-05-01T12:00:00+00:00');
+    INSERT INTO messages (id, chat_jid, message_id, sender, sender_name, content, timestamp, is_from_me, reply_to,
+                          thread, state, error) VALUES
+        (1, 'terminal:main', 'a', 'ada@x', 'Ada', 'answered', '2024-05-01T12:00:00+00:00', 0, NULL, NULL, 'done', NULL),
+        (2, 'terminal:main', 'b', 'ada@x', 'Ada', 'given up', '2024-05-01T12:00:01.5+00:00', 0, 'a', NULL, 'failed',
+         'the agent ended'),
+        (3, 'terminal:main', 'c', 'ada@x', 'Ada', 'under way', '2024-05-01T12:00:02+00:00', 0, NULL, 't', 'claimed',
+         NULL),
+        (4, 'terminal:main', 'd', 'ada@x', 'Ada', 'waiting', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending',
+         NULL),
+        (5, 'wa:1', 'a', 'bob@x', 'Bob', 'waiting é 🦔', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending', NULL),
+        (7, 'wa:1', 'b', 'me', 'Me', '', '2024-04-30T12:00:02+00:00', 1, 'a', NULL, 'pending', NULL);
+    INSERT INTO outbox (id, chat_jid, text, kind, state, error, created_at) VALUES
+        (1, 'terminal:main', 'the answer', 'reply', 'sent', NULL, '2024-05-01T12:00:03+00:00'),
+        (2, 'terminal:main', 'I could not answer', 'notice', 'queued', NULL, '2024-05-01T12:00:04+00:00'),
+        (3, 'wa:9', 'nobody there', 'message', 'failed', 'no channel', '2024-05-01T12:00:05+00:00'),
+        (4, 'wa:1', 'another answer', 'reply', 'queued', NULL, '2024-05-01T12:00:06+00:00'),
+        (5, 'terminal:main', 'by myself', 'message', 'queued', NULL, '2024-05-01T12:00:07+00:00');
+    INSERT INTO transcripts (id, folder, session_id, subpath, uuid, entry) VALUES
+        (1, 'main', 'session-1', '', 'u1', '{"uuid": "u1", "of": "an earlier session"}'),
+        (2, 'main', 'session-2', '', 'u1', '{"uuid": "u1", "text": "question"}'),
+        (3, 'family', 'session-1', '', 'f1', '{"uuid": "f1", "text": "é 🦔"}'),
+        (4, 'main', 'session-2', '', NULL, '{"type": "summary"}'),
+        (5, 'main', 'session-2', 'subagents/agent-1', 's1', '{"uuid": "s1"}'),
+        (6, 'family', 'session-1', '', 'f2', '{"uuid": "f2"}'),
+        (7, 'main', 'session-2', '', 'u2', '{"uuid": "u2", "text": "answer"}');
+    """,
+    """
+    INSERT INTO meta VALUES ('installation_id', '0123456789ab');
+    INSERT INTO groups VALUES ('terminal:main', 'main', 'main', 1, 'session-2', 8);
+    INSERT INTO groups VALUES ('wa:1', 'Family ''n'' friends 🦔', 'family', 0, 'session-1', 6);
+    INSERT INTO groups VALUES ('wa:2', 'New', 'new', 0, NULL, 0);
+    INSERT INTO groups VALUES ('wa:3', 'Lost', 'lost', 0, 'session-of-nothing', 5);
+    INSERT INTO chats VALUES ('wa:1', 'Family', '2024-05-01T12:00:00+00:00');
+    INSERT INTO outbox (id, chat_jid, text, kind, state, error, created_at) VALUES
+        (1, 'terminal:main', 'the answer', 'reply', 'sent', NULL, '2024-05-01T12:00:03+00:00'),
+        (2, 'terminal:main', 'I could not answer', 'notice', 'queued', NULL, '2024-05-01T12:00:04+00:00'),
+        (3, 'wa:9', 'nobody there', 'message', 'failed', 'no channel', '2024-05-01T12:00:05+00:00'),
+        (4, 'wa:1', 'another answer', 'reply', 'queued', NULL, '2024-05-01T12:00:06+00:00'),
+        (5, 'terminal:main', 'by myself', 'message', 'queued', NULL, '2024-05-01T12:00:07+00:00');
+    INSERT INTO messages (id, chat_jid, message_id, sender, sender_name, content, timestamp, is_from_me, reply_to,
+                          thread, state, error, attempts, acted, answered_by) VALUES
+        (1, 'terminal:main', 'a', 'ada@x', 'Ada', 'answered', '2024-05-01T12:00:00+00:00', 0, NULL, NULL, 'done', NULL,
+         1, 1, 1),
+        (2, 'terminal:main', 'b', 'ada@x', 'Ada', 'given up', '2024-05-01T12:00:01.5+00:00', 0, 'a', NULL, 'failed',
+         'the agent ended', 3, 0, 2),
+        (3, 'terminal:main', 'c', 'ada@x', 'Ada', 'under way', '2024-05-01T12:00:02+00:00', 0, NULL, 't', 'claimed',
+         NULL, 0, 0, NULL),
+        (4, 'terminal:main', 'd', 'ada@x', 'Ada', 'waiting', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending',
+         'it did not start', 2, 0, NULL),
+        (5, 'wa:1', 'a', 'bob@x', 'Bob', 'waiting é 🦔', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending', NULL,
+         0, 0, NULL),
+        (7, 'wa:1', 'b', 'me', 'Me', '', '2024-04-30T12:00:02+00:00', 1, 'a', NULL, 'pending', NULL, 0, 0, NULL),
+        (8, 'wa:3', 'a', 'cay@x', 'Cay', 'a tool ran', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'claimed', NULL,
+         0, 1, NULL);
+    INSERT INTO transcripts (id, folder, session_id, subpath, uuid, entry, dropped) VALUES
+        (1, 'main', 'session-1', '', 'u1', '{"uuid": "u1", "of": "an earlier session"}', 0),
+        (2, 'main', 'session-2', '', 'u1', '{"uuid": "u1", "text": "question"}', 0),
+        (3, 'family', 'session-1', '', 'f1', '{"uuid": "f1", "text": "é 🦔"}', 0),
+        (4, 'main', 'session-2', '', NULL, '{"type": "summary"}', 0),
+        (5, 'main', 'session-2', 'subagents/agent-1', 's1', '{"uuid": "s1"}', 0),
+        (6, 'family', 'session-1', '', 'f2', '{"uuid": "f2"}', 0),
+        (7, 'main', 'session-2', '', 'u3', '{"uuid": "u3", "text": "never answered, and dropped"}', 1),
+        (8, 'main', 'session-2', '', 'u2', '{"uuid": "u2", "text": "answer"}', 0),
+        (9, 'family', 'session-1', '', 'f3', '{"uuid": "f3", "text": "not answered yet"}', 0);
+    """,
+)
+#: What a start of the service gives up in each picture: a tool had run for it.
+FAILED_AT_START = ([], [], [8])
+
+MAIN_TRANSCRIPT = [{"uuid": "u1", "text": "question"}, {"type": "summary"}, {"uuid": "u2", "text": "answer"}]
+FAMILY_TRANSCRIPT = [{"uuid": "f1", "text": "é 🦔"}, {"uuid": "f2"}]
+
+every_version = pytest.mark.parametrize("version", range(len(MIGRATIONS) + 1))
+every_version_with_rows = pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
+every_earlier_version = pytest.mark.parametrize("version", range(len(MIGRATIONS)))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pynchy.db"
+
+
+def make(path: Path, version: int) -> None:
+    """A database as that version left it."""
+    with raw(path) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        for migration in MIGRATIONS[:version]:
+            db.executescript(migration)
+        db.executescript(PICTURES[version])
+        db.execute(f"PRAGMA user_version = {version}")
+
+
+def open_store(path: Path) -> None:
+    async def open_and_close() -> None:
+        async with Store.open(path):
+            pass
+
+    asyncio.run(open_and_close())
+
+
+def version_of(path: Path) -> int:
+    return column(path, "PRAGMA user_version")[0]
+
+
+def contents(path: Path) -> dict[tuple[str, int, str], Any]:
+    """Every value of a database by its table, row and column."""
+    values: dict[tuple[str, int, str], Any] = {}
+    with raw(path) as db:
+        db.row_factory = sqlite3.Row
+        tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            for row in db.execute(f'SELECT rowid AS "the row", * FROM "{table}"'):
+                values |= {(table, row["the row"], name): row[name] for name in row.keys()[1:]}
+    return values
+
+
+def schema_of(path: Path) -> tuple[Any, ...]:
+    """Every table, index and trigger as SQLite has it, and every column."""
+    things = rows(path, "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
+    columns = {name: rows(path, f'PRAGMA table_info("{name}")') for kind, name, *_ in things if kind == "table"}
+    return things, columns
+
+
+def test_released_migrations_are_as_they_were_released() -> None:
+    digests = tuple(hashlib.sha256(migration.encode()).hexdigest() for migration in MIGRATIONS)
+    assert digests[: len(DIGESTS)] == DIGESTS, (
+        "an existing migration was edited: databases that have had it will never see the change; "
+        "append a new one to MIGRATIONS instead"
+    )
+    assert len(DIGESTS) == len(MIGRATIONS) == len(PICTURES) - 1 == len(FAILED_AT_START) - 1, (
+        f"add the digest of the new migration, {digests[-1]}, and a picture of its version's rows"
+    )
+
+
+@every_version_with_rows
+def test_the_picture_of_a_version_has_rows_in_each_of_its_tables(path: Path, version: int) -> None:
+    make(path, version)
+    tables = column(path, "SELECT name FROM sqlite_master WHERE type = 'table'")
+    assert {table for table, _, _ in contents(path)} == set(tables)
+
+
+# --- from every version to the newest -----------------------------------------------------------------------
+
+
+@every_version
+def test_a_database_of_every_version_becomes_the_newest_and_keeps_every_value(path: Path, version: int) -> None:
+    make(path, version)
+    before = contents(path)
+    open_store(path)
+    assert version_of(path) == len(MIGRATIONS)
+    assert before.items() <= contents(path).items()
+    assert damage(path) == []
+
+
+@every_version
+def test_the_schema_is_the_same_whichever_version_it_came_from(path: Path, version: int) -> None:
+    make(path, version)
+    open_store(path)
+    fresh = path.with_name("fresh.db")
+    open_store(fresh)
+    assert schema_of(path) == schema_of(fresh)
+
+
+@every_version_with_rows
+async def test_messages_of_every_version_are_open_or_ended_as_they_were(path: Path, version: int) -> None:
+    make(path, version)
+    async with Store.open(path) as store:
+        assert store.installation_id == "0123456789ab"
+        assert await store.chats_with_pending() == ["terminal:main", "wa:1"]
+        assert await store.outcome(1) == Outcome(None)
+        assert await store.outcome(2) == Outcome("the agent ended")
+        assert [await store.outcome(row_id) for row_id in (3, 4, 5, 6, 7)] == [None] * 5
+        assert [one.id for one in await store.claim("terminal:main", 10, 10_000)] == [4], "3 is claimed already"
+
+        assert await store.release(None, "stopped", "I was stopped") == FAILED_AT_START[version]
+        assert [one.content for one in await store.claim("terminal:main", 10, 10_000)] == ["under way", "waiting"]
+        assert [one.content for one in await store.claim("wa:1", 10, 10_000)] == ["waiting é 🦔", ""]
+        await store.complete("terminal:main", [3, 4], "at last", None)
+        assert await store.outcome(3) == Outcome(None)
+
+
+@every_version_with_rows
+async def test_what_every_version_had_to_send_is_sent_in_order(path: Path, version: int) -> None:
+    make(path, version)
+    sent: list[tuple[str, str]] = []
+    async with Store.open(path) as store:
+        assert await store.chats_with_queued() == ["terminal:main", "wa:1"]
+        while chats := await store.chats_with_queued():
+            outgoing = await store.next_queued(chats[0])
+            assert outgoing
+            sent.append((outgoing.text, outgoing.kind))
+            await store.mark_sent(outgoing.id)
+    assert sent == [("I could not answer", "notice"), ("another answer", "reply"), ("by myself", "message")]
+
+
+@every_version_with_rows
+async def test_conversations_of_every_version_go_on_where_they_were(path: Path, version: int) -> None:
+    make(path, version)
+    async with Store.open(path) as store:
+        groups = await store.groups()
+        assert groups["terminal:main"] == Group("terminal:main", "main", "main", is_main=True)
+        assert groups["wa:1"] == Group("wa:1", "Family 'n' friends 🦔", "family")
+        assert [await store.resume(jid) for jid in groups] == ["session-2", "session-1", None, "session-of-nothing"]
+        assert await store.load_transcript("main", "session-2", "", 0) == (MAIN_TRANSCRIPT, None)
+        assert await store.load_transcript("family", "session-1", "", 0) == (FAMILY_TRANSCRIPT, None)
+        assert await store.transcript_subpaths("main", "session-2") == ["subagents/agent-1"]
+        assert await store.load_transcript("main", "session-2", "subagents/agent-1", 0) == ([{"uuid": "s1"}], None)
+
+        more = [{"uuid": "u2", "text": "again"}, {"uuid": "u9"}]
+        end = await store.append_transcript("main", "session-2", "", more)
+        await store.complete("terminal:main", [3, 4], "reply", "session-2", end)
+        await store.append_transcript("main", "session-2", "", [{"uuid": "behind"}])
+        assert await store.resume("terminal:main") == "session-2"
+        assert await store.load_transcript("main", "session-2", "", 0) == ([*MAIN_TRANSCRIPT, {"uuid": "u9"}], None)
+
+
+async def test_a_fresh_database_is_of_the_newest_version_with_an_identity_of_its_own(path: Path) -> None:
+    async with Store.open(path) as store:
+        identity = store.installation_id
+    assert version_of(path) == len(MIGRATIONS)
+    async with Store.open(path) as store:
+        assert store.installation_id == identity
+    async with Store.open(path.with_name("another.db")) as another:
+        assert another.installation_id not in ("", identity)
+
+
+# --- what cannot be opened is left alone --------------------------------------------------------------------
+
+
+async def cannot_open(path: Path, match: str) -> None:
+    with pytest.raises(StoreError, match=match):
+        async with Store.open(path):
+            pytest.fail("it was opened")
+
+
+@every_version
+async def test_a_migration_that_fails_half_way_changes_nothing(
+    path: Path, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(path, version)
+    before = contents(path), schema_of(path)
+    broken = "CREATE TABLE half (one TEXT); INSERT INTO half VALUES ('x'); ALTER TABLE nothing ADD COLUMN other TEXT"
+    monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS[:version], broken))
+    await cannot_open(path, "nothing")
+    assert (contents(path), schema_of(path)) == before
+    assert version_of(path) == version
+    monkeypatch.undo()
+    async with Store.open(path):
+        assert version_of(path) == len(MIGRATIONS)
+
+
+async def test_migrations_before_one_that_fails_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE more (one TEXT)", "no SQL at all"))
+    await cannot_open(path, "syntax error")
+    assert version_of(path) == len(MIGRATIONS) + 1
+    assert column(path, "SELECT * FROM more") == []
+
+
+async def test_a_newer_database_is_refused_and_left_alone(path: Path) -> None:
+    make(path, len(MIGRATIONS))
+    with raw(path) as db:
+        db.execute("CREATE TABLE of_the_future (one TEXT)")
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    before = path.read_bytes()
+    await cannot_open(path, "upgrade pynchy")
+    assert path.read_bytes() == before
+
+
+async def test_a_file_that_is_no_database_is_an_error_that_names_it(path: Path) -> None:
+    text = b"this is no database at all, whatever its name says\n" * 100
+    path.write_bytes(text)
+    await cannot_open(path, r"cannot use the database .*/pynchy\.db")
+    assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize("where", ["missing/pynchy.db", "."])
+async def test_a_place_where_no_file_can_be_is_an_error_that_names_it(tmp_path: Path, where: str) -> None:
+    await cannot_open(tmp_path / where, "cannot open the database")
+
+
+# --- kill -9 ------------------------------------------------------------------------------------------------
+
+#: Migrates, and is killed before the statement of that number; prints each statement that it comes to.
+DIES_WHILE_MIGRATING = """
+import json, os, signal, sqlite3, sys
+from pynchy.schema import migrate
+
+path, limit = sys.argv[1], int(sys.argv[2])
+statements = 0
+
+def count(sql):
+    global statements
+    statements += 1
+    print(json.dumps(sql.strip("; \\n")), flush=True)
+    if statements == limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+db = sqlite3.connect(path, isolation_level=None)
+db.execute("PRAGMA cache_size = 1")  # so that changes reach the file before they are committed
+db.set_trace_callback(count)
+migrate(db)
+"""
+
+
+def migrate_and_die(path: Path, statement: int) -> tuple[int, list[str]]:
+    """The exit code of a process that dies at a statement, and the statements it came to."""
+    process = subprocess.run(
+        [sys.executable, "-c", DIES_WHILE_MIGRATING, path, str(statement)], capture_output=True, text=True, check=False
+    )
+    return process.returncode, [json.loads(line) for line in process.stdout.splitlines()]
+
+
+@every_earlier_version
+def test_a_migration_that_is_killed_leaves_the_version_before_or_the_one_after(path: Path, version: int) -> None:
+    trial = path.with_name("trial.db")
+    make(trial, version)
+    code, statements = migrate_and_die(trial, 0)
+    assert code == 0
+    begin, commit = (statements.index(one) + 1 for one in ("BEGIN IMMEDIATE", "COMMIT"))
+    assert commit - begin > 3
+    for dies_at in {begin, begin + 1, (begin + commit) // 2, commit - 1, commit, commit + 1}:
+        one = path.with_name(f"killed-{dies_at}.db")
+        make(one, version)
+        before = contents(one), schema_of(one)
+        assert migrate_and_die(one, dies_at)[0] == -signal.SIGKILL
+        if dies_at <= commit:
+            assert (contents(one), schema_of(one)) == before
+        assert version_of(one) == version + (dies_at > commit)
+        assert damage(one) == []
+        open_store(one)
+        assert version_of(one) == len(MIGRATIONS)
+        assert before[0].items() <= contents(one).items()
