@@ -54,14 +54,14 @@ usable := $(shell [ -x .venv/bin/uv ] && [ -x .venv/bin/python ] && \
 	@$(install) --require-hashes --requirement requirements/dev.lock
 	@touch $@
 
-.PHONY: anew help run test check bench lock image agent-env clean
+.PHONY: anew help run test soak check bench lock image agent-env clean
 
 # --- what to do -----------------------------------------------------------------------------------
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "ARGS='...' is handed on by test, bench, lock and image: make test ARGS='-k store -x'"
+	@echo "ARGS='...' is handed on by test, soak, bench, lock and image: make test ARGS='-k store -x'"
 	@echo "PYTHON=... names the Python to make .venv with: make run PYTHON=python3.12"
 
 run: .venv/.stamp-host ## set up what is missing, then open a chat
@@ -69,6 +69,9 @@ run: .venv/.stamp-host ## set up what is missing, then open a chat
 
 test: .venv/.stamp-dev agent-env ## run the tests
 	@.venv/bin/python -m pytest $(ARGS)
+
+soak: .venv/.stamp-dev agent-env ## kill and break things at random, for an hour or two
+	@cd tests && PYTHONPATH=. ../.venv/bin/python -m soak $(ARGS)
 
 # Pyright runs on the node that is pinned with it, and asks nobody whether there is a newer one.
 check: .venv/.stamp-dev ## lint, check the formatting and the types

@@ -21,6 +21,9 @@ from pynchy.testing import ScriptedModel
 #: Looked up before any test changes HOME: filling one takes half a minute and 400 MB.
 _AGENT_ENVIRONMENT = AgentEnvironment().path
 
+#: What the machine must have, and which Docker engine may be restarted.
+_ABOUT_THE_MACHINE = ("PYNCHY_REQUIRE", "PYNCHY_TEST_ENGINE")
+
 
 @pytest.fixture
 def anyio_backend() -> str:
@@ -32,7 +35,7 @@ def anyio_backend() -> str:
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty home, no credential, no setting of the person who runs the tests."""
     for name in list(os.environ):
-        if name in MODEL_VARIABLES or (name.startswith("PYNCHY_") and name != "PYNCHY_REQUIRE"):
+        if name in MODEL_VARIABLES or (name.startswith("PYNCHY_") and name not in _ABOUT_THE_MACHINE):
             monkeypatch.delenv(name)
     for name in ("CONTAINER_RUNTIME", "CONTAINER_IMAGE", "MAX_CONCURRENT_CONTAINERS"):
         monkeypatch.delenv(name, raising=False)

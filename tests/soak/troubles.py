@@ -89,12 +89,19 @@ class Disk:
 
 
 class Engine:
-    """A Docker engine that the tests were told they may restart: PYNCHY_TEST_ENGINE is where it was started."""
+    """A Docker engine that may be restarted: the one of `.ci/docker-up DIR`, where PYNCHY_TEST_ENGINE names DIR."""
 
-    def __init__(self) -> None:
-        self._directory = os.environ.get("PYNCHY_TEST_ENGINE", "")
-        if not self._directory:
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    @classmethod
+    def ours(cls) -> Engine | None:
+        """The engine, or None where there is none that the tests may touch."""
+        if directory := os.environ.get("PYNCHY_TEST_ENGINE"):
+            return cls(directory)
+        if "engine" in os.environ.get("PYNCHY_REQUIRE", "").split(","):
             missing("engine", "PYNCHY_TEST_ENGINE names no Docker engine that may be restarted")
+        return None
 
     async def restart(self) -> None:
         """Stop it with everything that runs in it, and start it again."""
