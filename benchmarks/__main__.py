@@ -1,4 +1,4 @@
-"""Measure everything and print the table: `python -m benchmarks [messages|startup]`."""
+"""Measure everything and print the table: `python -m benchmarks [messages|startup|throughput|scale|fairness]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 
-from benchmarks import messages, startup
+from benchmarks import fairness, messages, scale, startup, throughput
 from benchmarks.table import Row, markdown
 from pynchy.cli.output import configure_logging
 from pynchy.config import MODEL_VARIABLES
@@ -27,6 +27,12 @@ def main(only: list[str]) -> None:
             rows += asyncio.run(messages.measure(runtime, _example(), f"{runtime.name}, with an MCP plugin"))
     if not only or "startup" in only:
         rows += startup.measure()
+    if not only or "throughput" in only:
+        rows += asyncio.run(throughput.measure())
+    if not only or "scale" in only:
+        rows += asyncio.run(scale.measure())
+    if not only or "fairness" in only:
+        rows += asyncio.run(fairness.measure())
     print(markdown(rows))
 
 

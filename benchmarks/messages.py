@@ -76,7 +76,7 @@ async def _floor(runtime: ContainerRuntime, plugins: PluginRegistry, model: Scri
     }
     with tempfile.TemporaryDirectory() as folder:
         os.chown(folder, *owner)
-        mounts = (*group_mounts(Path(folder), _FLOOR), *parts.mounts)
+        mounts = (*group_mounts(Path(folder), _FLOOR, Path(folder)), *parts.mounts)
         rooms = VolumeMount(str(Path(__file__).parents[1] / "src"), "/opt/rooms", readonly=True)
         spec = RunSpec(
             mounts=(*mounts, rooms),

@@ -66,7 +66,7 @@ def _service(env: dict[str, str]) -> tuple[float, float]:
             if "pynchy is ready" in line:
                 break
         times.append(time.perf_counter() - began)
-        peaks.append(_peak_megabytes(service.pid))
+        peaks.append(peak_megabytes(service.pid))
         service.send_signal(signal.SIGTERM)
         service.communicate(timeout=30)
     return median(times), median(peaks)
@@ -80,12 +80,13 @@ def _peak_of(statement: str) -> float:
     )
     assert process.stdout is not None
     process.stdout.readline()
-    peak = _peak_megabytes(process.pid)
+    peak = peak_megabytes(process.pid)
     process.communicate(b"\n")
     return peak
 
 
-def _peak_megabytes(pid: int) -> float:
+def peak_megabytes(pid: int) -> float:
+    """The most memory that a process has had so far."""
     status = Path(f"/proc/{pid}/status")
     if not status.exists():  # no /proc on macOS
         return float("nan")

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A measured median and its floor, both in `unit`; `target` is the ratio that is aimed at, if any."""
+    """A measured figure and its floor, both in `unit`.
+
+    `target` is the ratio that is aimed at, if any: at most that, or where `more_is_better`, at least. `most` is
+    a bound for the figure itself.
+    """
 
     what: str
     value: float
@@ -16,6 +20,8 @@ class Row:
     floor_is: str
     target: float | None = None
     unit: str = "s"
+    more_is_better: bool = False
+    most: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -24,17 +30,38 @@ class Row:
 
     @property
     def missed(self) -> bool:
-        """Whether the target is not reached."""
-        return self.target is not None and self.ratio > self.target
+        """Whether a target is not reached."""
+        if self.most is not None and self.value > self.most:
+            return True
+        if self.target is None:
+            return False
+        return self.ratio < self.target if self.more_is_better else self.ratio > self.target
+
+    @property
+    def aim(self) -> str:
+        """The targets in words."""
+        words = []
+        if self.target is not None:
+            words.append(f"at {'least' if self.more_is_better else 'most'} {self.target:.1f}")
+        if self.most is not None:
+            words.append(f"at most {self.most:g} {self.unit}")
+        return f"{', '.join(words) or '-'}{' MISSED' if self.missed else ''}"
 
 
 def markdown(rows: Iterable[Row]) -> str:
     """The rows as a table."""
     lines = ["| what | measured | floor | ratio | target | the floor is |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        target = f"{row.target:.1f}{' MISSED' if row.missed else ''}" if row.target else "-"
-        lines.append(
-            f"| {row.what} | {row.value:.3f} {row.unit} | {row.floor:.3f} {row.unit} "
-            f"| {row.ratio:.2f} | {target} | {row.floor_is} |"
-        )
+    lines += [
+        f"| {row.what} | {_quantity(row.value, row.unit)} | {_quantity(row.floor, row.unit)} "
+        f"| {row.ratio:.2f} | {row.aim} | {row.floor_is} |"
+        for row in rows
+    ]
     return "\n".join(lines)
+
+
+def _quantity(value: float, unit: str) -> str:
+    if isinstance(value, int):
+        return f"{value:,} {unit}"
+    if unit == "s" and value < 0.1:
+        value, unit = 1000 * value, "ms"
+    return f"{value:,.{0 if value >= 1000 else 1 if value >= 10 else 3}f} {unit}"

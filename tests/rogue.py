@@ -62,6 +62,11 @@ def main(kind: str) -> None:
     first = read_frame()
     assert first is not None
     ids = first[0]["ids"]
+    if kind == "fails-the-first-time":
+        sign = Path(os.environ["TMPDIR"]) / "failed"
+        if not sign.exists():
+            sign.touch()
+            sys.exit("not today")
     if kind == "never-ready":
         time.sleep(600)
     ready()
@@ -117,7 +122,7 @@ def main(kind: str) -> None:
         for number in range(20_000):
             send("log", text=f"line {number} " + "x" * 1000)
         result(ids, "done")
-    if kind == "answers":
+    if kind in ("answers", "fails-the-first-time"):
         result(ids)
     if kind == "answers-when-told":
         folder = Path(os.environ["TMPDIR"]) / json.loads(first[1])["group_folder"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from support import BUSY, Chat, RogueRuntime, StartService, docker_runtime, pync
 
 from pynchy.app import AlreadyRunning, Service
 from pynchy.channels.terminal import terminal_jid
+from pynchy.control import ControlError
 from pynchy.types import Group, NewMessage
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +91,91 @@ async def test_messages_of_a_run_are_answered_after_it_by_the_same_agent(
             assert await texts.get() == "an answer"
             both = await texts.get()
     assert both.index("second") < both.index("third &amp; last")
+
+
+async def test_a_long_run_in_one_group_delays_no_other(
+    start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign = signs(tmp_path, monkeypatch)
+    async with start_service(RogueRuntime("answers-when-told")) as service:
+        long, other = await groups(service, "long", "other")
+        row = await service.say(long, "take your time")
+        await until(lambda: (sign / "long.started").exists())
+        for _ in range(3):
+            (sign / "other.go").touch()
+            assert await service.settlement(await service.say(other, "quick")) is None
+        assert service.groups_running.count(long) == 1
+        (sign / "long.go").touch()
+        assert await service.settlement(row) is None
+
+
+async def test_a_group_that_goes_on_talking_leaves_its_place_to_one_that_waits(
+    start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAX_CONCURRENT_CONTAINERS", "1")
+    sign = signs(tmp_path, monkeypatch)
+    async with start_service(RogueRuntime("answers-when-told")) as service:
+        chatty, patient = await groups(service, "chatty", "patient")
+        first = await service.say(chatty, "first")
+        await until(lambda: (sign / "chatty.started").exists())
+        waiting = await service.say(patient, "when you have time")
+        more = await service.say(chatty, "and another thing")
+        (sign / "patient.go").touch()
+        (sign / "chatty.go").touch()
+        assert await service.settlement(first) is None
+        assert await service.settlement(waiting) is None
+        assert await service.settlement(more) is None
+    with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
+        answered = [row[0] for row in db.execute("SELECT chat_jid FROM outbox ORDER BY id")]
+    assert answered == [chatty, patient, chatty]
+
+
+async def test_an_agent_that_dies_before_it_answers_is_replaced_and_nobody_notices(
+    start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signs(tmp_path, monkeypatch)
+    monkeypatch.setenv("PYNCHY_RETRY_PAUSE", "0.01")
+    async with start_service(RogueRuntime("fails-the-first-time")) as service:
+        assert await Chat(service).ask("hello") == "an answer"
+    with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
+        assert db.execute("SELECT state, attempts FROM messages").fetchall() == [("done", 1)]
+
+
+async def test_a_group_cannot_take_the_folder_of_another(start_service: StartService) -> None:
+    async with start_service(RogueRuntime("answers")) as service:
+        await service.register_group(Group("terminal:a", "a", "shared"))
+        with pytest.raises(ValueError, match="belongs to another chat"):
+            await service.register_group(Group("terminal:b", "b", "shared"))
+
+
+async def test_a_message_that_cannot_be_stored_is_refused_with_the_reason(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    async with start_service(RogueRuntime("answers")) as service:
+        with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
+            db.execute("CREATE TRIGGER full BEFORE INSERT ON messages BEGIN SELECT RAISE(ABORT, 'no room'); END")
+        with pytest.raises(ControlError, match=r"could not be stored \(no room\): make room, and send it again"):
+            await Chat(service).say("hello")
+
+
+@pytest.mark.docker
+async def test_containers_that_nobody_uses_are_removed_while_the_service_runs_and_no_others(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pynchy.app._REAP_EVERY", 0.1)
+    docker = docker_runtime()
+    async with start_service(docker) as service:
+        chat, prefix = Chat(service), service.container_prefix
+        await chat.ask("hello")
+        in_use = docker.list_running_containers(prefix)
+        assert len(in_use) == 1
+        image = ("--entrypoint", "sleep", "pynchy-agent:latest", "300")
+        await asyncio.to_thread(docker.command, "run", "--rm", "-d", "--name", f"{prefix}left-running", *image)
+        await asyncio.to_thread(docker.command, "create", "--name", f"{prefix}never-started", *image)
+        while await asyncio.to_thread(docker.list_running_containers, prefix) != in_use:
+            await asyncio.sleep(0.05)
+        assert await chat.ask("still there?") == "You said: still there?"
+        assert docker.list_running_containers(prefix) == in_use
 
 
 async def test_the_same_message_twice_is_answered_once(start_service: StartService) -> None:

@@ -118,6 +118,60 @@ async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: Scripted
         await run.stop()
 
 
+#: Waits until the test has made a file of this name.
+_WAIT = "while [ ! -e go ]; do python3 -c 'import time; time.sleep(0.05)'; done; rm go; echo went"
+
+
+async def test_a_message_that_the_agent_sends_goes_out_while_it_is_still_working(
+    runtime: ContainerRuntime, start_service: StartService, tmp_path: Path
+) -> None:
+    async with start_service(runtime) as service:
+        chat = Chat(service)
+        send = '/tool mcp__pynchy__send_message {"text": "on it"}'
+        saying = asyncio.create_task(chat.say(f"{send}\n/tool Bash {json.dumps({'command': _WAIT})}"))
+        assert await chat.texts.get() == "on it"
+        assert not saying.done()
+        (tmp_path / "home/groups/main/go").touch()
+        assert await saying is None
+        assert chat.texts.get_nowait() == "Message sent.\nwent"
+
+
+async def test_what_is_said_during_a_run_is_held_by_the_agent_and_answered_together_after_it(
+    runtime: ContainerRuntime, start_service: StartService, model: ScriptedModel, tmp_path: Path
+) -> None:
+    async with start_service(runtime) as service:
+        chat = Chat(service)
+        jid = await service.group_jid("main")
+        with service.terminal.attached(jid, chat.texts.put):
+            await service.say(jid, f"/tool Bash {json.dumps({'command': f'touch began; {_WAIT}'})}")
+            while not (tmp_path / "home/groups/main/began").exists():
+                await asyncio.sleep(0.02)
+            for text in ("second", "third"):
+                await service.say(jid, text)
+            with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
+                while db.execute("SELECT count(*) FROM messages WHERE state = 'claimed'").fetchone() != (3,):
+                    await asyncio.sleep(0.02)
+            assert len(model.requests) == 1, "the model hears of it only after the tool"
+            (tmp_path / "home/groups/main/go").touch()
+            assert await chat.texts.get() == "went"
+            assert await chat.texts.get() == "You said: second\nthird"
+
+
+async def test_a_long_message_travels_as_a_file_that_the_agent_can_read_and_not_change(
+    runtime: ContainerRuntime, start_service: StartService, model: ScriptedModel
+) -> None:
+    path = "/workspace/attachments/message-1.txt"
+    command = f"tail -c 8 {path}; touch {path}x 2>/dev/null; echo >{path} || echo unchanged"
+    text = f"/tool Bash {json.dumps({'command': command})}\n" + "é" * 60_000 + " the end"
+    async with start_service(runtime) as service:
+        answer = await Chat(service).ask(text)
+    assert answer.startswith("the end")
+    assert "unchanged" in answer
+    first = model.requests[0].body.decode()
+    assert path in first
+    assert "é" * 2000 not in first
+
+
 # --- a model that fails -------------------------------------------------------------------------------------
 
 
@@ -160,6 +214,7 @@ async def test_a_model_that_goes_on_failing_ends_in_a_notice_and_the_next_messag
     words: str,
     start_service: StartService,
     model: ScriptedModel,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYNCHY_ATTEMPTS", "2")
@@ -170,6 +225,8 @@ async def test_a_model_that_goes_on_failing_ends_in_a_notice_and_the_next_messag
         what_next = r"I tried 2 times, and nothing was done\. Send it again to have me try again\."
         assert re.fullmatch(rf"I could not answer: {words}\. {what_next}", chat.texts.get_nowait())
         assert chat.texts.empty()
+        with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
+            assert db.execute("SELECT session_id FROM groups").fetchall() == [(None,)], "what failed is never resumed"
         assert await chat.ask("are you back?") == "You said: are you back?"
 
 

@@ -15,7 +15,7 @@ from pynchy.agent_wire import AgentWire, HostServices
 from pynchy.fault_points import reached
 from pynchy.plugin import ContainerRuntime, RuntimeUnavailable
 from pynchy.types import ContainerInput, ContainerOutput, RunSpec
-from pynchy.wire import MAX_LINE, PROTOCOL_VERSION, Frame, WireError, json_frame
+from pynchy.wire import MAX_LINE, PROTOCOL_VERSION, Frame, StreamEnded, WireError, json_frame
 
 log = structlog.get_logger(__name__)
 
@@ -250,6 +250,8 @@ class AgentRun:
         stdout = self._process.stdout
         try:
             await wire.read(stdout)
+        except StreamEnded:
+            pass  # how its process ended says more
         except (WireError, KeyError, TypeError, ValueError, RecursionError) as error:
             self._break(str(error))
             # Unread output can hold up the runtime: keep the pipe empty until it closes.

@@ -126,13 +126,15 @@ class Shift:
         place = self._place
         while True:
             place.has_work.clear()
+            if self._run and not self._open and place.yield_turn():
+                return
             await self._take()
             if self._run is None:
                 return
             if self._open:
                 if not await self._next():
                     return
-            elif place.yield_turn() or await self._idle() is Wake.LEAVE:
+            elif await self._idle() is Wake.LEAVE:
                 return
 
     async def end(self) -> None:

@@ -30,6 +30,10 @@ class WireError(Exception):
     """The other side broke the protocol; there is no way back into step with it."""
 
 
+class StreamEnded(WireError):
+    """The other side ended in the middle of something it was saying."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One message across the wall: its type, its JSON fields, and a body of raw bytes.
@@ -98,6 +102,8 @@ async def read_frames(reader: ByteReader) -> AsyncIterator[Frame]:
     while True:
         head = await _read_head(reader)
         if head is None:
+            if open_bodies:
+                raise StreamEnded("the stream ended between the pieces of a frame")
             return
         frame_type, size, more = head.pop("type"), head.pop("bytes", 0), head.pop("more", False)
         part = await _read_body(reader, size)
@@ -121,7 +127,7 @@ async def _read_head(reader: ByteReader) -> dict[str, Any] | None:
         line = await reader.readuntil(b"\n")
     except asyncio.IncompleteReadError as error:
         if error.partial.strip():
-            raise WireError(f"the stream ended inside a frame: {_excerpt(error.partial)}") from None
+            raise StreamEnded(f"the stream ended inside a frame: {_excerpt(error.partial)}") from None
         return None
     except asyncio.LimitOverrunError:
         raise WireError("a line longer than 64 KiB, which no frame has") from None
@@ -145,7 +151,7 @@ async def _read_body(reader: ByteReader, size: int) -> bytes:
     try:
         return await reader.readexactly(size) if size else b""
     except asyncio.IncompleteReadError:
-        raise WireError("the stream ended inside a frame's body") from None
+        raise StreamEnded("the stream ended inside a frame's body") from None
 
 
 def _excerpt(data: bytes) -> str:
@@ -189,10 +195,10 @@ class FrameWriter:
         self._wake.set()
 
     async def send(self, frame: Frame) -> None:
-        """Queue a frame once its stream has room; ConnectionError where the pipe is broken."""
+        """Queue a frame once its stream has room; ConnectionError where the pipe is broken or closed."""
         async with self._room:
             await self._room.wait_for(lambda: self.broken or self._sizes.get(frame.id, 0) <= _QUEUE_BYTES)
-        if self.broken:
+        if self.broken or self._closing:
             raise ConnectionError("the other side of the wall is gone")
         self.send_nowait(frame)
 

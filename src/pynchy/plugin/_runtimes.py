@@ -73,8 +73,8 @@ class OciRuntime:
             raise RuntimeUnavailable(f"{self.cli} is not installed", f"install {self.cli}")
 
     def list_running_containers(self, prefix: str = "pynchy-") -> list[str]:
-        """Return the names of running containers that start with `prefix`."""
-        output = self.command("ps", "--filter", f"name=^{prefix}", "--format", "{{.Names}}")
+        """Return the names of containers that start with `prefix`: those that run, and those that never began to."""
+        output = self.command("ps", "--all", "--filter", f"name=^{prefix}", "--format", "{{.Names}}")
         return [name for name in output.split() if name.startswith(prefix)]
 
     def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
