@@ -1,4 +1,4 @@
-"""Measure everything and print the table: `python -m benchmarks [messages|startup|throughput|scale|fairness]`."""
+"""Measure everything, or the parts that are named, and print the table: `python -m benchmarks [PART...]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 
-from benchmarks import fairness, messages, scale, startup, throughput
+from benchmarks import fairness, messages, scale, shutdown, startup, throughput
 from benchmarks.table import Row, markdown
 from pynchy.cli.output import configure_logging
 from pynchy.config import MODEL_VARIABLES
@@ -33,6 +33,9 @@ def main(only: list[str]) -> None:
         rows += asyncio.run(scale.measure())
     if not only or "fairness" in only:
         rows += asyncio.run(fairness.measure())
+    if not only or "shutdown" in only:
+        for runtime in _runtimes():
+            rows += asyncio.run(shutdown.measure(runtime))
     print(markdown(rows))
 
 
