@@ -273,6 +273,23 @@ async def test_a_conversation_that_the_model_refuses_is_dropped_and_the_message_
 
 @pytest.mark.bubblewrap
 @pytest.mark.usefixtures("impatient")
+async def test_a_message_that_the_model_refuses_in_a_new_conversation_too_costs_nobody_the_old_one(
+    start_service: StartService, model: ScriptedModel
+) -> None:
+    async with start_service(RUNTIMES["bubblewrap"]()) as service:
+        chat = Chat(service)
+        await chat.ask("my name is Ada")
+        model.fail_next(Fail(400, "messages.1: image exceeds the maximum"), 2 * _REQUESTS_AN_ATTEMPT)
+        assert await chat.say("look at this") is not None
+        assert chat.texts.get_nowait().startswith("I could not answer: Image was too large.")
+        assert await chat.ask("what is my name?") == "You said: what is my name?"
+    conversation = json.dumps(json.loads(model.requests[-1].body)["messages"])
+    assert "my name is Ada" in conversation
+    assert "look at this" not in conversation
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.usefixtures("impatient")
 async def test_a_conversation_that_has_vanished_is_dropped_and_the_message_answered_in_a_new_one(
     start_service: StartService, tmp_path: Path
 ) -> None:

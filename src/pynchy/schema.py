@@ -67,6 +67,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX outbox_queued ON outbox (chat_jid, id) WHERE state = 'queued';
     -- Where a conversation ends: entries behind it belong to a turn that was not answered.
     ALTER TABLE groups ADD COLUMN session_end INTEGER NOT NULL DEFAULT 0;
+    -- A conversation that could not be continued, until it is known whether a new one can, and what to say then.
+    ALTER TABLE groups ADD COLUMN aside_id TEXT;
+    ALTER TABLE groups ADD COLUMN aside_end INTEGER;
+    ALTER TABLE groups ADD COLUMN aside_notice TEXT;
     UPDATE groups SET session_end = (
         SELECT coalesce(max(id), 0) FROM transcripts
         WHERE transcripts.folder = groups.folder AND transcripts.session_id = groups.session_id

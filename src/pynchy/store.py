@@ -162,14 +162,19 @@ class Store:
 
         return await self._db.write(end_at_the_last_answer)
 
-    async def forget_session(self, jid: str, notice: str) -> None:
-        """Let the group's next run start a new conversation, and queue the notice that says so."""
+    async def set_session_aside(self, jid: str, notice: str) -> None:
+        """Let the group's next run begin a new conversation, to see whether that is answered.
 
-        def forget(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE groups SET session_id = NULL, session_end = 0 WHERE jid = ?", (jid,))
-            _enqueue(db, jid, notice, "notice")
-
-        await self._db.write(forget)
+        If it is, the old one is forgotten and the notice queued; if not, the old one was not the reason and
+        is taken up again.
+        """
+        await self._db.write(
+            lambda db: db.execute(
+                "UPDATE groups SET aside_id = session_id, aside_end = session_end, aside_notice = ?,"
+                " session_id = NULL, session_end = 0 WHERE jid = ? AND session_id IS NOT NULL",
+                (_storable(notice), jid),
+            )
+        )
 
     # --- messages in ----------------------------------------------------------------------------------------
 
@@ -304,6 +309,7 @@ class Store:
         """
 
         def record(db: sqlite3.Connection) -> None:
+            _forget_aside(db, jid)
             reply_id = _enqueue(db, jid, reply, "reply") if reply else None
             db.execute(
                 # The plus keeps SQLite from reading the whole chat through an index for these few rows.
@@ -431,11 +437,27 @@ def _enqueue(db: sqlite3.Connection, jid: str, text: str, kind: str) -> int | No
 
 
 def _fail(db: sqlite3.Connection, jid: str, ids: Sequence[int], reason: str, notice: str) -> None:
+    _take_up_aside(db, jid)
     notice_id = _enqueue(db, jid, notice, "notice")
     db.execute(
         "UPDATE messages SET state = 'failed', error = ?, answered_by = ?"
         " WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ?",
         (_storable(reason), notice_id, _ids(ids), jid),
+    )
+
+
+def _forget_aside(db: sqlite3.Connection, jid: str) -> None:
+    row = db.execute("SELECT aside_notice FROM groups WHERE jid = ? AND aside_id IS NOT NULL", (jid,)).fetchone()
+    if row:
+        _enqueue(db, jid, row[0], "notice")
+        db.execute("UPDATE groups SET aside_id = NULL, aside_end = NULL, aside_notice = NULL WHERE jid = ?", (jid,))
+
+
+def _take_up_aside(db: sqlite3.Connection, jid: str) -> None:
+    db.execute(
+        "UPDATE groups SET session_id = aside_id, session_end = aside_end,"
+        " aside_id = NULL, aside_end = NULL, aside_notice = NULL WHERE jid = ? AND aside_id IS NOT NULL",
+        (jid,),
     )
 
 
