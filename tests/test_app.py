@@ -10,17 +10,20 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from soak.troubles import Disk
 from support import BUSY, Chat, RogueRuntime, StartService, docker_runtime, pynchy
 
 from pynchy.app import AlreadyRunning, Service
 from pynchy.channels.terminal import terminal_jid
 from pynchy.control import ControlError
+from pynchy.plugin import PluginRegistry
 from pynchy.types import Group, NewMessage
+from pynchy.workspace import AgentPlugins, plugin_parts
 
 pytestmark = pytest.mark.anyio
 
@@ -156,6 +159,43 @@ async def test_a_message_that_cannot_be_stored_is_refused_with_the_reason(
             db.execute("CREATE TRIGGER full BEFORE INSERT ON messages BEGIN SELECT RAISE(ABORT, 'no room'); END")
         with pytest.raises(ControlError, match=r"could not be stored \(no room\): make room, and send it again"):
             await Chat(service).say("hello")
+
+
+async def test_a_service_that_stops_while_the_disk_is_full_loses_nothing(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    with Disk.mounted(tmp_path / "home") as disk, ExitStack() as filling:
+        async with start_service(RogueRuntime("never-answers")) as service:
+            row = await service.say(await service.group_jid("main"), "hello")
+            await until(lambda: bool(service.groups_running))
+            filling.enter_context(disk.full())
+        filling.close()
+        async with start_service(RogueRuntime("answers")) as service:
+            assert await service.settlement(row) is None
+
+
+async def test_messages_that_could_not_be_given_back_are_taken_up_when_there_is_room(
+    start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pynchy.conversations._GIVE_BACK_WITHIN", 0.01)
+    monkeypatch.setattr("pynchy.conversations._DATABASE_PAUSE", 0.01)
+    monkeypatch.setattr("pynchy.group_queue._AFTER_AN_ERROR", 0.01)
+    broken = True
+
+    def preparing(*_: object) -> AgentPlugins:
+        if broken:
+            filling.enter_context(disk.full())
+            raise RuntimeError("something of ours is broken")
+        return plugin_parts(PluginRegistry())
+
+    monkeypatch.setattr("pynchy.conversations.plugin_parts", preparing)
+    with Disk.mounted(tmp_path / "home") as disk:
+        async with start_service(RogueRuntime("answers")) as service:
+            with ExitStack() as filling:
+                row = await service.say(await service.group_jid("main"), "hello")
+                await until(lambda: (tmp_path / "home/filler").exists() and not service.groups_running)
+                broken = False
+            assert await service.settlement(row) is None
 
 
 @pytest.mark.docker

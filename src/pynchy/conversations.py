@@ -49,6 +49,7 @@ _LONGEST_TEXT = 50_000  # bytes
 #: Between two attempts at most, and until the next try after the database could not be used, in seconds.
 _LONGEST_PAUSE = 300.0
 _DATABASE_PAUSE = 5.0
+_GIVE_BACK_WITHIN = 3.0
 
 #: Labels that say whose containers these are.
 LABEL_INSTALLATION = "io.pynchy.installation"
@@ -88,6 +89,8 @@ class Conversations:
         self.limits = Limits(start=settings.start_timeout, answer=settings.hard_timeout)
         #: The names of the containers that are in use, or about to be.
         self.containers: set[str] = set()
+        #: By chat, what a shift had claimed and could not give back.
+        self.left_open: dict[str, dict[int, StoredMessage]] = {}
         self._group = group
 
     async def work(self, place: Place) -> None:
@@ -119,11 +122,13 @@ class Shift:
         self._answer: asyncio.Task[ContainerOutput] | None = None
         self._resumed = False
         #: What is claimed and neither answered nor failed.
-        self._open: dict[int, StoredMessage] = {}
+        self._open: dict[int, StoredMessage] = host.left_open.pop(group.jid, {})
 
     async def serve(self) -> None:
         """Claim, hand over, record, until there is nothing more to do here."""
         place = self._place
+        if self._open:
+            await self._give_back(STOPPED)
         while True:
             place.has_work.clear()
             if self._run and not self._open and place.yield_turn():
@@ -147,7 +152,7 @@ class Shift:
             await self._end_run()
         finally:
             if self._open:
-                await self._give_back(STOPPED, STOPPED_NOTICE)
+                await self._give_back_soon()
         if self._host.credential.usable and await self._store.has_pending(self._group.jid):
             self._place.has_work.set()
 
@@ -278,7 +283,7 @@ class Shift:
         if untouched := tuple(row_id for row_id in under_way if row_id not in acting):
             await self._try_again(untouched, self._failure(untouched, reason, reported))
         if self._open:  # what it held for later
-            await self._give_back(reason, STOPPED_NOTICE)
+            await self._give_back(reason)
 
     def _failure(self, ids: tuple[int, ...], reason: str, reported: bool) -> Failure:
         attempts = max(self._open[row_id].attempts for row_id in ids)
@@ -288,7 +293,7 @@ class Shift:
         settings, verdict = self._host.settings, failure.verdict
         if verdict is Verdict.CREDENTIAL:
             self._host.credential.refused()
-            await self._give_back(failure.reason, STOPPED_NOTICE)
+            await self._give_back(failure.reason)
             return
         if verdict is Verdict.AFRESH:
             notice = (
@@ -324,10 +329,19 @@ class Shift:
         await self._store.until_stored(lambda: self._store.fail(self._group.jid, ids, failure.reason, notice))
         self._settle(ids, failure.reason)
 
-    async def _give_back(self, reason: str, notice: str) -> None:
+    async def _give_back_soon(self) -> None:
+        """Do so within seconds; where the database does not take it, the group's next shift, or start, does."""
+        try:
+            async with asyncio.timeout(_GIVE_BACK_WITHIN):
+                await self._give_back(STOPPED)
+        except TimeoutError:
+            self._host.left_open[self._group.jid] = self._open
+            self._place.again_in = _DATABASE_PAUSE
+
+    async def _give_back(self, reason: str) -> None:
         """Release what is open; what a tool may have acted for is failed instead."""
         ids = tuple(self._open)
-        failed = await self._store.until_stored(lambda: self._store.release(ids, reason, notice))
+        failed = await self._store.until_stored(lambda: self._store.release(ids, reason, STOPPED_NOTICE))
         self._open.clear()
         if failed:
             self._host.wake_outbox()

@@ -24,7 +24,7 @@ _Result = TypeVar("_Result")
 #: Writes in one commit; a bound, so that the first of them does not wait for an endless stream of others.
 _MOST_AT_ONCE = 256
 #: Somebody who looks at the file with a tool of their own may hold it for so long, in seconds.
-_LOCK_PATIENCE = 30.0
+_LOCK_PATIENCE = 5.0
 
 
 @dataclass(slots=True)

@@ -75,7 +75,8 @@ async def everything_fails(home: Path, runtime: str, messages: int, troubles: in
                 elif name == "clock":
                     clock.jump(chance.choice([-1, 0, 1]) if done[name] > 2 else (1, -1)[done[name] - 1])
                 elif name == "disk":
-                    await disk.full(chance.uniform(0.5, 4))
+                    with disk.full():
+                        await asyncio.sleep(chance.uniform(0.5, 4))
                 elif name == "host":
                     await people.kill()
                 elif engine:

@@ -76,14 +76,15 @@ class Disk:
         finally:
             subprocess.run(["umount", "--lazy", str(path)], check=True)
 
-    async def full(self, seconds: float) -> None:
-        """Leave no room for that long."""
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """Meanwhile there is no room."""
         filler = self.path / "filler"
         try:
             with contextlib.suppress(OSError), filler.open("wb", 0) as file:
                 while True:
                     file.write(bytes(4096))
-            await asyncio.sleep(seconds)
+            yield
         finally:
             filler.unlink(missing_ok=True)
 
