@@ -174,28 +174,29 @@ async def test_a_service_that_stops_while_the_disk_is_full_loses_nothing(
             assert await service.settlement(row) is None
 
 
-async def test_messages_that_could_not_be_given_back_are_taken_up_when_there_is_room(
-    start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_what_breaks_in_our_own_code_is_tried_again_and_then_said(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pynchy.conversations._GIVE_BACK_WITHIN", 0.01)
-    monkeypatch.setattr("pynchy.conversations._DATABASE_PAUSE", 0.01)
-    monkeypatch.setattr("pynchy.group_queue._AFTER_AN_ERROR", 0.01)
-    broken = True
+    monkeypatch.setenv("PYNCHY_RETRY_PAUSE", "0.01")
+    broken = 2
 
-    def preparing(*_: object) -> AgentPlugins:
-        if broken:
-            filling.enter_context(disk.full())
-            raise RuntimeError("something of ours is broken")
-        return plugin_parts(PluginRegistry())
+    def breaking(registry: PluginRegistry) -> AgentPlugins:
+        nonlocal broken
+        broken -= 1
+        if broken >= 0:
+            raise ZeroDivisionError("half a plugin")
+        return plugin_parts(registry)
 
-    monkeypatch.setattr("pynchy.conversations.plugin_parts", preparing)
-    with Disk.mounted(tmp_path / "home") as disk:
-        async with start_service(RogueRuntime("answers")) as service:
-            with ExitStack() as filling:
-                row = await service.say(await service.group_jid("main"), "hello")
-                await until(lambda: (tmp_path / "home/filler").exists() and not service.groups_running)
-                broken = False
-            assert await service.settlement(row) is None
+    monkeypatch.setattr("pynchy.conversations.plugin_parts", breaking)
+    async with start_service(RogueRuntime("answers")) as service:
+        chat = Chat(service)
+        assert await chat.ask("hello") == "an answer"
+        broken = 1000
+    async with start_service(RogueRuntime("answers")) as service:
+        chat = Chat(service)
+        assert await chat.say("hello") is not None
+        notice = chat.texts.get_nowait()
+    assert notice.startswith("I could not answer: something went wrong in here (ZeroDivisionError: half a plugin).")
 
 
 @pytest.mark.docker

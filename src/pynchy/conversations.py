@@ -46,9 +46,9 @@ log = structlog.get_logger(__name__)
 _BATCH = 50
 _BATCH_CHARACTERS = 50_000
 _LONGEST_TEXT = 50_000  # bytes
-#: Between two attempts at most, and until the next try after the database could not be used, in seconds.
+#: Between two attempts at most, and until the next one after the database or our own code has failed, in seconds.
 _LONGEST_PAUSE = 300.0
-_DATABASE_PAUSE = 5.0
+_AFTER_AN_ERROR = 5.0
 _GIVE_BACK_WITHIN = 3.0
 
 #: Labels that say whose containers these are.
@@ -89,8 +89,6 @@ class Conversations:
         self.limits = Limits(start=settings.start_timeout, answer=settings.hard_timeout)
         #: The names of the containers that are in use, or about to be.
         self.containers: set[str] = set()
-        #: By chat, what a shift had claimed and could not give back.
-        self.left_open: dict[str, dict[int, StoredMessage]] = {}
         self._group = group
 
     async def work(self, place: Place) -> None:
@@ -100,13 +98,17 @@ class Conversations:
             return
         shift = Shift(self, group, place)
         try:
-            try:
-                await shift.serve()
-            finally:
-                await shift.end()
+            await shift.serve()
         except sqlite3.OperationalError as error:
             log.error("the database cannot be used; trying again", group=group.folder, error=str(error))
-            place.again_in = _DATABASE_PAUSE
+            place.again_in = _AFTER_AN_ERROR
+            await shift.give_back(STOPPED)
+        except Exception as error:
+            log.exception("answering a group failed", group=group.folder)
+            place.again_in = _AFTER_AN_ERROR
+            await shift.fail(f"something went wrong in here ({type(error).__name__}: {error})", reported=False)
+        finally:
+            await shift.end()
 
 
 class Shift:
@@ -122,13 +124,11 @@ class Shift:
         self._answer: asyncio.Task[ContainerOutput] | None = None
         self._resumed = False
         #: What is claimed and neither answered nor failed.
-        self._open: dict[int, StoredMessage] = host.left_open.pop(group.jid, {})
+        self._open: dict[int, StoredMessage] = {}
 
     async def serve(self) -> None:
         """Claim, hand over, record, until there is nothing more to do here."""
         place = self._place
-        if self._open:
-            await self._give_back(STOPPED)
         while True:
             place.has_work.clear()
             if self._run and not self._open and place.yield_turn():
@@ -151,8 +151,10 @@ class Shift:
                     await self._answer
             await self._end_run()
         finally:
-            if self._open:
-                await self._give_back_soon()
+            if self._open:  # the service stops; where the disk is full, the next start does the same
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_GIVE_BACK_WITHIN):
+                        await self.give_back(STOPPED)
         if self._host.credential.usable and await self._store.has_pending(self._group.jid):
             self._place.has_work.set()
 
@@ -194,9 +196,9 @@ class Shift:
             self._run = self._new_run(plugins)
             await self._run.start(given, ids)
         except AgentFailed as failed:
-            await self._fail(str(failed), failed.reported)
+            await self.fail(str(failed), failed.reported)
         except (OSError, ValueError) as error:
-            await self._fail(f"its container could not be prepared: {error}", reported=False)
+            await self.fail(f"its container could not be prepared: {error}", reported=False)
 
     def _short(self, message: StoredMessage) -> StoredMessage:
         if len(message.content.encode()) <= _LONGEST_TEXT:
@@ -250,10 +252,10 @@ class Shift:
         try:
             output = answer.result()
         except AgentFailed as failed:
-            await self._fail(str(failed), failed.reported)
+            await self.fail(str(failed), failed.reported)
             return False
         if output.error is not None:
-            await self._fail(output.error, reported=True, ids=output.ids)
+            await self.fail(output.error, reported=True, ids=output.ids)
             return False
         await self._record(output)
         return True
@@ -269,7 +271,7 @@ class Shift:
 
     # --- failures -------------------------------------------------------------------------------------------
 
-    async def _fail(self, reason: str, reported: bool, ids: tuple[int, ...] | None = None) -> None:
+    async def fail(self, reason: str, reported: bool, ids: tuple[int, ...] | None = None) -> None:
         """The run has failed: for these messages, or None where it ended and all of its open ones failed."""
         acting: set[int] = set()
         if self._run:
@@ -283,7 +285,7 @@ class Shift:
         if untouched := tuple(row_id for row_id in under_way if row_id not in acting):
             await self._try_again(untouched, self._failure(untouched, reason, reported))
         if self._open:  # what it held for later
-            await self._give_back(reason)
+            await self.give_back(reason)
 
     def _failure(self, ids: tuple[int, ...], reason: str, reported: bool) -> Failure:
         attempts = max(self._open[row_id].attempts for row_id in ids)
@@ -293,7 +295,7 @@ class Shift:
         settings, verdict = self._host.settings, failure.verdict
         if verdict is Verdict.CREDENTIAL:
             self._host.credential.refused()
-            await self._give_back(failure.reason)
+            await self.give_back(failure.reason)
             return
         if verdict is Verdict.AFRESH:
             notice = (
@@ -329,17 +331,9 @@ class Shift:
         await self._store.until_stored(lambda: self._store.fail(self._group.jid, ids, failure.reason, notice))
         self._settle(ids, failure.reason)
 
-    async def _give_back_soon(self) -> None:
-        """Do so within seconds; where the database does not take it, the group's next shift, or start, does."""
-        try:
-            async with asyncio.timeout(_GIVE_BACK_WITHIN):
-                await self._give_back(STOPPED)
-        except TimeoutError:
-            self._host.left_open[self._group.jid] = self._open
-            self._place.again_in = _DATABASE_PAUSE
-
-    async def _give_back(self, reason: str) -> None:
+    async def give_back(self, reason: str) -> None:
         """Release what is open; what a tool may have acted for is failed instead."""
+        await self._end_run()
         ids = tuple(self._open)
         failed = await self._store.until_stored(lambda: self._store.release(ids, reason, STOPPED_NOTICE))
         self._open.clear()
