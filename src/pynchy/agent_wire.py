@@ -7,7 +7,7 @@ the group whose pipe it came through, whatever it says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,7 +22,9 @@ log = structlog.get_logger(__name__)
 _MAX_CONCURRENT_CALLS = 32
 #: What an agent has sent and the host has not dealt with yet, in bytes; above it nothing more is read.
 _MAX_HELD = 64 * 1024 * 1024
-_HELD_AT_LEAST = 1024  # of each frame
+_HELD_AT_LEAST = 16 * 1024  # of each frame
+_MAX_LOGGED = 200  # lines of one agent
+_MAX_ENTRIES = 10_000  # of a transcript, in one frame
 _MAX_REASON = 600  # characters
 
 
@@ -75,6 +77,10 @@ class AgentListener(Protocol):
         """It has answered these messages, it says."""
         ...
 
+    def on_broken(self, what: str) -> None:
+        """It does not keep to the protocol."""
+        ...
+
     def on_trouble(self, reason: str) -> None:
         """It is about to end, for this reason."""
         ...
@@ -92,6 +98,8 @@ class AgentWire:
         self._calls: dict[Any, asyncio.Task[None]] = {}
         self._in_order: asyncio.Task[None] | None = None
         self._transcript_end: int | None = None
+        self._loading = asyncio.Lock()
+        self._logged = 0
         self._held = 0
         self._room = asyncio.Event()
 
@@ -103,6 +111,7 @@ class AgentWire:
                 self._room.clear()
                 await self._room.wait()
             self._receive(frame)
+            await asyncio.sleep(0)  # whatever is in the buffer, other agents have their turn
         if self._in_order:
             await asyncio.wait([self._in_order])
 
@@ -127,24 +136,31 @@ class AgentWire:
             case "accepted":
                 reached("accepted")  # the answer is what counts; a run that ends without one leaves it open
             case "progress":
-                self._start_call(frame, self._note_acting(frame))
+                self._start_call(frame, self._note_acting)
             case "result":
                 self._receive_result(frame)
             case "session.append":
                 self._append_transcript(frame)
-            case "request" | "session.load" | "session.subkeys":
-                self._start_call(frame, self._reply(frame))
+            case "session.load":
+                self._start_call(frame, self._load)
+            case "request" | "session.subkeys":
+                self._start_call(frame, self._reply)
             case "http.request":
-                self._start_call(frame, self._services.forward_model_request(frame, self.out))
+                self._start_call(frame, self._forward)
             case "http.cancel":
                 if task := self._calls.get(("http.request", frame.id)):
                     task.cancel()
             case "error":
                 self._listener.on_trouble(f"it reported: {str(frame.fields.get('reason'))[:_MAX_REASON]}")
             case "log":
-                log.info("agent", container=self._container, text=str(frame.fields.get("text"))[:1000])
+                self._log(str(frame.fields.get("text"))[:1000])
             case other:
                 raise WireError(f"unknown frame {other[:40]!r}")
+
+    def _log(self, text: str) -> None:
+        self._logged += 1
+        if self._logged <= _MAX_LOGGED:
+            log.info("agent", container=self._container, text=text)
 
     def _receive_result(self, frame: Frame) -> None:
         reached("result")
@@ -164,32 +180,39 @@ class AgentWire:
             else:
                 await self._services.unsolicited(output)
 
-        self._in_order = self._spawn(after_transcript(), len(frame.body))
+        self._in_order = self._spawn(after_transcript, len(frame.body))
 
     def _append_transcript(self, frame: Frame) -> None:
         session, subpath = _session_key(frame.fields)
         entries = frame.json_body()
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        if not isinstance(entries, list) or len(entries) > _MAX_ENTRIES:
+            raise WireError(f"transcript entries that are no list of at most {_MAX_ENTRIES}")
+        if not all(isinstance(entry, dict) for entry in entries):
             raise WireError("transcript entries that are no objects")
         previous = self._in_order
 
         async def append() -> None:
             if previous:
                 await asyncio.wait([previous])
-            self._transcript_end = await self._services.append_transcript(session, subpath, entries)
+            try:
+                self._transcript_end = await self._services.append_transcript(session, subpath, entries)
+            except RecursionError:
+                self._listener.on_broken("a transcript entry that is nested too deeply to be stored")
 
-        self._in_order = self._spawn(append(), len(frame.body))
+        self._in_order = self._spawn(append, len(frame.body))
 
     # --- calls, each answered in its own time ---------------------------------------------------------------
 
-    def _start_call(self, frame: Frame, action: Coroutine[Any, Any, None]) -> None:
+    def _start_call(self, frame: Frame, action: Callable[[Frame], Awaitable[None]]) -> None:
         key = (frame.type, frame.id)
         if key in self._calls or len(self._calls) >= _MAX_CONCURRENT_CALLS:
-            action.close()
             raise WireError("more calls at once than an agent may make")
-        task = self._spawn(action, len(frame.body))
+        task = self._spawn(lambda: action(frame), len(frame.body))
         self._calls[key] = task
         task.add_done_callback(lambda _: self._calls.pop(key, None))
+
+    async def _forward(self, frame: Frame) -> None:
+        await self._services.forward_model_request(frame, self.out)
 
     async def _note_acting(self, frame: Frame) -> None:
         """Its reply lets the tool run: by then it is on record that one may have."""
@@ -205,15 +228,19 @@ class AgentWire:
             answer, ok = "the host cannot record that a tool is about to run, so it must not", False
         await self.out.send(json_frame("reply", answer, id=frame.id, ok=ok))
 
+    async def _load(self, frame: Frame) -> None:
+        async with self._loading:  # a page is long, and the next is read only once this one is on its way
+            await self._reply(frame)
+
     async def _reply(self, frame: Frame) -> None:
         try:
-            answer, ok = await self._call(frame), True
-        except (PermissionError, ValueError, TypeError, KeyError, WireError) as error:
-            answer, ok = str(error), False
+            reply = json_frame("reply", await self._call(frame), id=frame.id, ok=True)
+        except (PermissionError, ValueError, TypeError, KeyError, WireError, RecursionError) as error:
+            reply = json_frame("reply", str(error), id=frame.id, ok=False)
         except Exception:
             log.exception("a call from an agent failed", container=self._container)
-            answer, ok = "the host could not do it", False
-        await self.out.send(json_frame("reply", answer, id=frame.id, ok=ok))
+            reply = json_frame("reply", "the host could not do it", id=frame.id, ok=False)
+        await self.out.send(reply)
 
     async def _call(self, frame: Frame) -> Any:
         body = frame.json_body()
@@ -225,7 +252,7 @@ class AgentWire:
         entries, following = await self._services.load_transcript(session, subpath, _whole_number(body["after"]))
         return {"entries": entries, "next": following}
 
-    def _spawn(self, action: Awaitable[None], size: int) -> asyncio.Task[None]:
+    def _spawn(self, action: Callable[[], Awaitable[None]], size: int) -> asyncio.Task[None]:
         size += _HELD_AT_LEAST
         self._held += size
         task = asyncio.get_running_loop().create_task(_run(action, self._container))
@@ -240,9 +267,9 @@ class AgentWire:
         return task
 
 
-async def _run(action: Awaitable[None], container: str) -> None:
+async def _run(action: Callable[[], Awaitable[None]], container: str) -> None:
     try:
-        await action
+        await action()
     except ConnectionError:
         pass  # the agent is gone; its end is reported by the reader
     except Exception:

@@ -183,7 +183,9 @@ class AgentRun:
         if process and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            # Not `wait()`: it waits for the pipes too, and something else may still hold those.
+            while process.returncode is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
         end_container = getattr(self._runtime, "stop", None)
         if end_container and not ended_by_itself:
             try:
@@ -195,6 +197,9 @@ class AgentRun:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._wire:
             await self._wire.end()
+        if process:
+            # There is no public way to let go of a pipe that somebody else still holds.
+            process._transport.close()  # pyright: ignore[reportAttributeAccessIssue]
         self._end("it was stopped")
 
     async def _first_sign_of_life(self) -> None:
@@ -231,7 +236,7 @@ class AgentRun:
             left = left[len(batch) :]
             answered += 1
         if left:
-            self._break("a result for messages that were not asked")
+            self.on_broken("a result for messages that were not asked")
             return
         for _ in range(answered):
             self._batches.popleft()
@@ -241,6 +246,14 @@ class AgentRun:
         """It is about to end, for this reason."""
         self._failure = self._failure or reason
         self._reported = True
+
+    def on_broken(self, what: str) -> None:
+        """The agent does not keep to the protocol: there is no way back into step with it."""
+        self._failure = self._failure or f"it broke the protocol: {what}"
+        log.warning("an agent broke the protocol", container=self.name, error=what[:_MAX_REASON])
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     # --- the process ----------------------------------------------------------------------------------------
 
@@ -253,21 +266,13 @@ class AgentRun:
         except StreamEnded:
             pass  # how its process ended says more
         except (WireError, KeyError, TypeError, ValueError, RecursionError) as error:
-            self._break(str(error))
+            self.on_broken(str(error))
             # Unread output can hold up the runtime: keep the pipe empty until it closes.
             while await stdout.read(1 << 20):
                 pass
         code = await self._process.wait()
         await asyncio.sleep(0)  # lets the last of stderr arrive
         self._end(await self._exit_reason(code))
-
-    def _break(self, what: str) -> None:
-        """The agent does not keep to the protocol: there is no way back into step with it."""
-        self._failure = self._failure or f"it broke the protocol: {what}"
-        log.warning("an agent broke the protocol", container=self.name, error=what[:_MAX_REASON])
-        if self._process:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
 
     async def _exit_reason(self, code: int) -> str:
         if self._failure:

@@ -23,7 +23,10 @@ MAX_BODY = 48 * 1024 * 1024
 #: Bodies under way at once, and what they may hold together.
 MAX_OPEN_STREAMS = 256
 MAX_OPEN_BYTES = 128 * 1024 * 1024
+_MAX_ID = 200
+#: What one stream, and all together, may have queued before `FrameWriter.send` waits.
 _QUEUE_BYTES = 1024 * 1024
+_ALL_QUEUES_BYTES = 8 * 1024 * 1024
 
 
 class WireError(Exception):
@@ -139,8 +142,9 @@ async def _read_head(reader: ByteReader) -> dict[str, Any] | None:
         raise WireError(f"not a frame: {_excerpt(line)}") from None
     if not isinstance(head, dict) or not isinstance(head.get("type"), str):
         raise WireError(f"not a frame: {_excerpt(line)}")
-    if not isinstance(head.get("id"), int | str | None):
-        raise WireError(f"a frame id is a number or a string: {_excerpt(line)}")
+    frame_id = head.get("id")
+    if not isinstance(frame_id, int | str | None) or len(str(frame_id)) > _MAX_ID:
+        raise WireError(f"a frame id is a number or a string of at most {_MAX_ID} characters: {_excerpt(line)}")
     size = head.get("bytes", 0)
     if type(size) is not int or not 0 <= size <= MAX_BYTES or not isinstance(head.get("more", False), bool):
         raise WireError(f"a frame with an impossible size: {_excerpt(line)}")
@@ -168,7 +172,8 @@ class ByteWriter(Protocol):
 class FrameWriter:
     """Writes frames to one pipe, taking a piece from each waiting stream in turn.
 
-    `send` waits while its own stream has more than 1 MiB queued (backpressure for whoever produces it);
+    `send` waits while its own stream has more than 1 MiB queued, or all have more than 8 (backpressure for whoever
+    produces it);
     `send_nowait` never waits and is for the short frames a reader task answers with. `run` does the writing
     and ends when `close` was called and all is written, or when the pipe breaks.
     """
@@ -177,6 +182,7 @@ class FrameWriter:
         self._writer = writer
         self._streams: OrderedDict[Any, deque[bytes]] = OrderedDict()
         self._sizes: dict[Any, int] = {}
+        self._size = 0
         self._wake = asyncio.Event()
         self._room: asyncio.Condition = asyncio.Condition()
         self._closing = False
@@ -192,15 +198,19 @@ class FrameWriter:
         for piece in pieces:
             queue.append(piece)
             self._sizes[stream] = self._sizes.get(stream, 0) + len(piece)
+            self._size += len(piece)
         self._wake.set()
 
     async def send(self, frame: Frame) -> None:
         """Queue a frame once its stream has room; ConnectionError where the pipe is broken or closed."""
         async with self._room:
-            await self._room.wait_for(lambda: self.broken or self._sizes.get(frame.id, 0) <= _QUEUE_BYTES)
+            await self._room.wait_for(lambda: self.broken or self._has_room(frame.id))
         if self.broken or self._closing:
             raise ConnectionError("the other side of the wall is gone")
         self.send_nowait(frame)
+
+    def _has_room(self, stream: Any) -> bool:
+        return self._sizes.get(stream, 0) <= _QUEUE_BYTES and self._size <= _ALL_QUEUES_BYTES
 
     def close(self) -> None:
         """Let `run` end once what is queued has been written."""
@@ -234,6 +244,7 @@ class FrameWriter:
 
     async def _written(self, stream: Any, queue: deque[bytes], size: int) -> None:
         left = self._sizes[stream] - size
+        self._size -= size
         if queue:
             # Back to the end of the line; pieces that were queued meanwhile belong behind these.
             late = self._streams.pop(stream, None)
@@ -244,6 +255,6 @@ class FrameWriter:
             self._sizes[stream] = left
         else:
             del self._sizes[stream]
-        if left <= _QUEUE_BYTES < left + size:
+        if left <= _QUEUE_BYTES < left + size or self._size <= _ALL_QUEUES_BYTES < self._size + size:
             async with self._room:
                 self._room.notify_all()
