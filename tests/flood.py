@@ -35,6 +35,11 @@ ENTRY = MIB
 PAGE = 2 * MIB
 ROUND = 8
 ROUNDS = 12
+#: Transcripts that take few bytes and much of everything else: many entries, and one with much in it.
+THINGS = {
+    "a-million-entries": lambda: b"[" + b"{}," * 999_999 + b"{}]",
+    "an-entry-of-millions": lambda: b'[{"a":[' + b"[]," * 14_000_000 + b"[]]}]",
+}
 
 
 def say(text: str) -> None:
@@ -70,11 +75,6 @@ def pieces(kind: str) -> Iterator[bytes]:
 def append(entries: list[dict[str, Any]]) -> bytes:
     """The frames that add to our transcript."""
     return b"".join(encode(json_frame("session.append", entries, session=SESSION)))
-
-
-def things() -> bytes:
-    """Transcript entries that take few bytes and much of everything else."""
-    return b"[" + b"{}," * 999_999 + b"{}]"
 
 
 def flood(kind: str, ids: list[int]) -> None:
@@ -215,21 +215,19 @@ def main(kind: str) -> None:
     if kind == "asks-a-slow-model":
         ask_the_model("/v1/messages?slow")
         say("and meanwhile I can talk")
-    if kind == "sends-a-million-things":
+    if kind.startswith("sends-"):
+        transcript = THINGS[kind.removeprefix("sends-")]()
         say("it begins")
-        OUTPUT.write(b"".join(encode(Frame("session.append", {"session": SESSION}, things()))))
+        OUTPUT.write(b"".join(encode(Frame("session.append", {"session": SESSION}, transcript))))
         result(ids)
     if kind == "leaves-a-child":
         leave_a_child()
         time.sleep(600)
-    if kind == "leaves-a-child-and-ends":
-        leave_a_child()
-        os._exit(3)
     if kind == "chatters-between-messages":
         result(ids, "before the chatter")
         for _ in range(FLOOD // MIB):
             OUTPUT.write(b"Loading the world ...\n" * (MIB // 22))
-    if kind == "sends-and-receives":
+    if kind == "talks-both-ways":
         asyncio.run(send_and_receive(ids))
     while frame := read_frame():
         if frame[0]["type"] == "close":

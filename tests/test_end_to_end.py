@@ -358,7 +358,7 @@ for entry in os.listdir("/proc"):
         for name in ("environ", "cmdline"):
             look(f"/proc/{entry}/{name}")
 for top, directories, files in os.walk("/"):
-    directories[:] = [d for d in directories if os.path.join(top, d) not in ("/proc", "/sys", "/usr/share")]
+    directories[:] = [d for d in directories if os.path.join(top, d) not in ("/proc", "/sys", "/usr")]
     for name in files:
         path = os.path.join(top, name)
         try:

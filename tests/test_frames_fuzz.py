@@ -110,7 +110,8 @@ class Raw:
 
 
 READY = Raw("ready", {"session": f'"{_SESSION}"'}, '{"mcp_servers": [{"name": "pynchy", "status": "connected"}]}')
-ANSWER = Raw("result", {"id": '"r"'}, '{"ids": [@OWN@], "text": "fine", "error": null, "session_id": null}')
+_ANSWER = '{"ids": [@OWN@], "text": "fine", "error": null, "session_id": null}'
+ANSWER = Raw("result", {"id": '"r"'}, _ANSWER)
 #: Its reply is what an agent that listens waits for: what reads the database does so one after the other.
 LAST = Raw("session.subkeys", {"id": '"last"'}, '{"session": "none"}')
 
@@ -416,7 +417,7 @@ def conversations(draw: st.DrawFn) -> list[Raw]:
     """Frames of every type, some of them more than once, at times an answer that counts, at times one that is wild."""
     sent = [READY, *draw(st.lists(tame(), max_size=8))]
     sent += draw(st.lists(st.sampled_from(sent), max_size=2))
-    for strange in draw(st.lists(wild() | st.just(ANSWER), max_size=2)):
+    for strange in draw(st.lists(wild() | st.just(ANSWER), max_size=3)):
         sent.insert(draw(st.integers(0, len(sent))), strange)
     return sent
 
@@ -481,6 +482,29 @@ def test_what_an_agent_asks_of_another_group_it_does_not_get(world: World) -> No
     assert world.print_frames([READY, replace(ANSWER, body='{"ids": [@THEIRS@]}')]).refused
 
 
+_WRONG = [
+    *(Raw("ready", {}, body) for body in ("", "null", "[1]", "{}", '{"mcp_servers": 1}', '{"mcp_servers": {"a": 1}}')),
+    *(Raw("ready", {}, body) for body in ('{"mcp_servers": [1]}', '{"mcp_servers": [{"name": "x"}]}', deep(5000))),
+    *(Raw("result", {}, body) for body in ("null", "[]", "{}", '"text"', "1e5", "{", b"\xff")),
+    *(replace(ANSWER, body=_ANSWER.replace('"fine"', text)) for text in ("1", "[]", "true", "9" * 5000)),
+    *(replace(ANSWER, body=_ANSWER.replace("[@OWN@]", ids)) for ids in ("@OWN@", "[@OWN@.0]", "[true]", "{}")),
+    *(replace(ANSWER, body=_ANSWER.replace("[@OWN@]", ids)) for ids in ("[@THEIRS@]", "[@OWN@, @OWN@]", "[-1]")),
+    *(Raw("session.append", {"session": '"s"'}, body) for body in ("", "null", "{}", "[1]", "[[]]", '"text"')),
+    *(Raw("session.append", {"session": name}, "[]") for name in ("1", "null", '"é"', '"' + "s" * 101 + '"')),
+    Raw("session.append", {}, "[]"),
+    Raw("session.append", {"session": '"s"', "subpath": "1"}, "[]"),
+    Raw("reply", {}),
+    Raw("input", {}),
+]
+
+
+def test_a_frame_of_the_wrong_shape_ends_the_run(world: World) -> None:
+    for frame in _WRONG:
+        account = world.print_frames([READY, frame])
+        assert account.refused, frame
+        assert (account.reasons[0] or "").startswith("it broke the protocol: "), frame
+
+
 def test_what_is_nested_is_stored_and_given_back_or_refused_at_every_depth(world: World) -> None:
     refused = set()
     for levels in range(_depth_limit() - 60, _depth_limit() + 5):
@@ -507,12 +531,12 @@ def _depth_limit() -> int:
     return below
 
 
-@pytest.mark.parametrize("length", [100, 60_000, 65_400, 65_430, 65_450])
-@pytest.mark.parametrize("kind", ["request", "session.load", "progress", "http.request"])
-def test_a_call_is_answered_or_refused_however_long_its_name_is(world: World, kind: str, length: int) -> None:
-    name = "n" * length + "last"
-    account = world.print_frames([READY], last=Raw(kind, {"id": f'"{name}"'}, "{}"))
-    assert account.refused != (name.encode() in account.heard)
+def test_a_call_is_answered_or_refused_however_long_its_name_is(world: World) -> None:
+    for kind in ("request", "session.load", "progress", "http.request"):
+        for length in (100, 60_000, 65_400, 65_430, 65_450):
+            name = "n" * length + "last"
+            account = world.print_frames([READY], last=Raw(kind, {"id": f'"{name}"'}, "{}"))
+            assert account.refused != (name.encode() in account.heard), (kind, length)
 
 
 @pytest.mark.parametrize("seed", range(3))

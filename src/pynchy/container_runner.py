@@ -265,8 +265,8 @@ class AgentRun:
             await wire.read(stdout)
         except StreamEnded:
             pass  # how its process ended says more
-        except (WireError, KeyError, TypeError, ValueError, RecursionError) as error:
-            self.on_broken(str(error))
+        except Exception as error:  # whatever it sent, its run must end
+            self.on_broken(str(error) or type(error).__name__)
             # Unread output can hold up the runtime: keep the pipe empty until it closes.
             while await stdout.read(1 << 20):
                 pass

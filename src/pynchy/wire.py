@@ -24,6 +24,8 @@ MAX_BODY = 48 * 1024 * 1024
 MAX_OPEN_STREAMS = 256
 MAX_OPEN_BYTES = 128 * 1024 * 1024
 _MAX_ID = 200
+#: Objects and lists in one JSON body: each takes three bytes at least, and some eighty in memory.
+_MAX_PARTS = 1_000_000
 #: What one stream, and all together, may have queued before `FrameWriter.send` waits.
 _QUEUE_BYTES = 1024 * 1024
 _ALL_QUEUES_BYTES = 8 * 1024 * 1024
@@ -54,7 +56,9 @@ class Frame:
         return self.fields.get("id")
 
     def json_body(self) -> Any:
-        """The body parsed as JSON; WireError where it is none."""
+        """The body parsed as JSON; WireError where it is none, or would take far more memory parsed."""
+        if self.body.count(b"{") + self.body.count(b"[") > _MAX_PARTS:
+            raise WireError(f"the body of a {self.type!r} frame has more parts than may cross")
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError) as error:
