@@ -471,7 +471,6 @@ def test_what_an_agent_asks_of_another_group_it_does_not_get(world: World) -> No
         Raw("session.subkeys", {"id": "2"}, f'{{"session": "{_THEIR_SESSION}"}}'),
         Raw("progress", {"id": "3"}, '{"ids": [@OWN@, @THEIRS@]}'),
         Raw("request", {"id": "4", "name": '"send_message"'}, f'{{"text": "hello", "chat_jid": "{_THEIRS}"}}'),
-        Raw("session.append", theirs, '[{"uuid": "u1", "text": "planted"}]'),
     ]
     account = world.print_frames([READY, *asked])
     assert not account.refused
@@ -480,6 +479,8 @@ def test_what_an_agent_asks_of_another_group_it_does_not_get(world: World) -> No
     assert b'"id":3,"ok":false' in account.heard
     assert b'"id":4,"ok":false' in account.heard
     assert world.print_frames([READY, replace(ANSWER, body='{"ids": [@THEIRS@]}')]).refused
+    # By itself: what it stores under their session's name is its own, and it may read that.
+    assert not world.print_frames([READY, Raw("session.append", theirs, '[{"uuid": "u1", "text": "planted"}]')]).refused
 
 
 _WRONG = [
