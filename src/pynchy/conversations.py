@@ -139,7 +139,7 @@ class Shift:
             if self._open:
                 if not await self._next():
                     return
-            elif await self._idle() is Wake.LEAVE:
+            elif await place.idle(self._host.settings.idle_timeout) is Wake.LEAVE:
                 return
 
     async def end(self) -> None:
@@ -164,29 +164,22 @@ class Shift:
             self._host.containers.discard(self._run.name)
             self._run = None
 
-    async def _idle(self) -> Wake:
-        assert self._run
-        if not self._run.alive:
-            return Wake.LEAVE
-        return await self._place.idle(self._host.settings.idle_timeout)
-
     # --- in -------------------------------------------------------------------------------------------------
 
     async def _take(self) -> None:
         """Claim what is pending and hand it to the agent; while it answers, only if nobody waits for the place."""
+        if self._run and not self._open and not self._run.alive:
+            await self._end_run()  # it has died while it was idle
         room = _BATCH_CHARACTERS - sum(len(message.content) for message in self._open.values())
         if not self._host.credential.usable or (self._open and (self._place.wanted or room <= 0)):
             return
         messages = await self._store.claim(self._group.jid, _BATCH, room)
         if not messages:
             return
-        idle = not self._open
         self._open |= {message.id: message for message in messages}
         reached("claimed")
         ids = tuple(message.id for message in messages)
         prompt = format_prompt([self._short(message) for message in messages])
-        if self._run and idle and not self._run.alive:
-            await self._end_run()  # it has died meanwhile
         if self._run:
             self._run.send(prompt, ids)
             return
@@ -305,11 +298,10 @@ class Shift:
             await self._store.until_stored(lambda: self._store.set_session_aside(self._group.jid, notice))
             await self._retry(ids, failure, 0)
             return
-        spent = tuple(row_id for row_id in ids if self._open[row_id].attempts + 1 >= settings.attempts)
         if verdict is Verdict.GIVE_UP:
             await self._give_up(ids, failure, "Nothing was done. Send it again to have me try again.")
             return
-        if spent:
+        if spent := tuple(row_id for row_id in ids if self._open[row_id].attempts + 1 >= settings.attempts):
             tried = f"I tried {settings.attempts} times, and nothing was done. " if settings.attempts > 1 else ""
             await self._give_up(spent, failure, f"{tried}Send it again to have me try again.")
         if left := tuple(row_id for row_id in ids if row_id not in spent):

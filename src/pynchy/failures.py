@@ -73,13 +73,12 @@ class Failure:
     @property
     def plain(self) -> str:
         """The reason as people may read it."""
-        if self.model is None:
-            return _GATEWAY_HINT.sub("", self.reason).rstrip(" .")
-        status = self.model.status
-        if status is None:
-            return self.model.reason
-        if status >= 500 and status not in _STATUS_WORDS:
-            return f"the model's API has trouble of its own (HTTP {status})"
-        if words := _STATUS_WORDS.get(status):
-            return f"{words} (HTTP {status})"
+        if self.model:
+            status = self.model.status
+            if status is None:
+                return self.model.reason
+            if words := _STATUS_WORDS.get(status):
+                return f"{words} (HTTP {status})"
+            if status >= 500:
+                return f"the model's API has trouble of its own (HTTP {status})"
         return _GATEWAY_HINT.sub("", self.reason).rstrip(" .")

@@ -176,10 +176,9 @@ class ByteWriter(Protocol):
 class FrameWriter:
     """Writes frames to one pipe, taking a piece from each waiting stream in turn.
 
-    `send` waits while its own stream has more than 1 MiB queued, or all have more than 8 (backpressure for whoever
-    produces it);
-    `send_nowait` never waits and is for the short frames a reader task answers with. `run` does the writing
-    and ends when `close` was called and all is written, or when the pipe breaks.
+    `send` waits while its own stream has more than 1 MiB queued, or all together more than 8 (backpressure for
+    whoever produces it); `send_nowait` never waits and is for the short frames a reader task answers with. `run`
+    does the writing and ends when `close` was called and all is written, or when the pipe breaks.
     """
 
     def __init__(self, writer: ByteWriter) -> None:

@@ -98,7 +98,7 @@ def kill(victim: str, runtime: ContainerRuntime, prefix: str) -> int:
         for name in names:
             subprocess.run(["docker", "kill", name], capture_output=True)
         return len(names)
-    clients = [pid for pid in children([os.getpid()]) if _name(pid) not in ("docker-init",)]
+    clients = children([os.getpid()])
     if victim == "client":
         victims = clients
     elif runtime.name == "docker":
