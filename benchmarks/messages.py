@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.table import Row
+from pynchy.agent_plugins import plugin_parts
 from pynchy.app import Service
 from pynchy.config import Settings
 from pynchy.container_runner import CLIENT_VARIABLES
@@ -20,8 +21,8 @@ from pynchy.model_gateway import Upstream
 from pynchy.plugin import ContainerRuntime, OciRuntime, PluginRegistry
 from pynchy.runtime import agent_image
 from pynchy.testing import ScriptedModel
-from pynchy.types import RunSpec, VolumeMount
-from pynchy.workspace import RUNNER_PATH, group_mounts, plugin_parts
+from pynchy.types import Group, RunSpec, VolumeMount
+from pynchy.workspace import RUNNER_PATH, group_mounts
 
 COLD_RUNS = 8
 WARM_QUERIES = 40
@@ -69,13 +70,17 @@ async def _floor(runtime: ContainerRuntime, plugins: PluginRegistry, model: Scri
     """The bare SDK in the same container, but with the host's network in the wire's place."""
     settings = Settings()  # pyright: ignore[reportCallIssue]
     owner = agent_owner(settings)
-    parts = plugin_parts(plugins)
-    servers = {
-        name: {**server, "env": {"PYTHONPATH": f"/workspace/plugins/{name}:/opt/rooms"}}
-        for name, server in parts.mcp_servers.items()
-    }
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as home:
         os.chown(folder, *owner)
+        parts = plugin_parts(plugins, Path(home), Group("terminal:main", "main", "main"), owner)
+        servers = {
+            name: {
+                "command": server["command"],
+                "args": server["args"],
+                "env": {"PYTHONPATH": f"/workspace/plugins/{name}:/opt/rooms"},
+            }
+            for name, server in parts.mcp_servers.items()
+        }
         mounts = (*group_mounts(Path(folder), _FLOOR, Path(folder)), *parts.mounts)
         rooms = VolumeMount(str(Path(__file__).parents[1] / "src"), "/opt/rooms", readonly=True)
         spec = RunSpec(

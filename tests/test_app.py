@@ -13,17 +13,17 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from soak.troubles import Disk
 from support import BUSY, Chat, RogueRuntime, StartService, docker_runtime, pynchy
 
+from pynchy.agent_plugins import AgentPlugins, plugin_parts
 from pynchy.app import AlreadyRunning, Service
 from pynchy.channels.terminal import terminal_jid
 from pynchy.control import ControlError
-from pynchy.plugin import PluginRegistry
 from pynchy.types import Group, NewMessage
-from pynchy.workspace import AgentPlugins, plugin_parts
 
 pytestmark = pytest.mark.anyio
 
@@ -180,12 +180,12 @@ async def test_what_breaks_in_our_own_code_is_tried_again_and_then_said(
     monkeypatch.setenv("PYNCHY_RETRY_PAUSE", "0.01")
     broken = 2
 
-    def breaking(registry: PluginRegistry) -> AgentPlugins:
+    def breaking(*given: Any) -> AgentPlugins:
         nonlocal broken
         broken -= 1
         if broken >= 0:
             raise ZeroDivisionError("half a plugin")
-        return plugin_parts(registry)
+        return plugin_parts(*given)
 
     monkeypatch.setattr("pynchy.conversations.plugin_parts", breaking)
     async with start_service(RogueRuntime("answers")) as service:

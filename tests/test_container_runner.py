@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sqlite3
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ class NoHost:
     async def _refuse(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("the agent reached the host")
 
-    call_tool = note_acting = append_transcript = load_transcript = transcript_subpaths = _refuse
+    call_tool = call_plugin_tool = note_acting = append_transcript = load_transcript = transcript_subpaths = _refuse
     forward_model_request = unsolicited = _refuse
+
+    async def note_plugin_parts(self, servers: Mapping[str, str], hooks: Mapping[str, str]) -> None:
+        """It may tell of its servers."""
 
 
 _PATIENT = Limits(start=20, answer=20, close=1)

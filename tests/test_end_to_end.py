@@ -21,6 +21,7 @@ from pynchy.home import make_private
 from pynchy.host_tools import GroupHost
 from pynchy.model_gateway import ModelGateway, Upstream
 from pynchy.plugin import ContainerRuntime, PluginRegistry
+from pynchy.plugin_reports import PluginReports
 from pynchy.store import Store
 from pynchy.testing import Cut, Fail, ScriptedModel, Stall
 from pynchy.types import INTERRUPTED, ContainerInput, Group, RunSpec
@@ -104,7 +105,8 @@ async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: Scripted
             """Nobody listens."""
 
         credential = Credential(settings, gateway, nothing, print, nothing, replaceable=False)
-        run = AgentRun(runtime, spec, GroupHost(group, store, gateway, credential, lambda: None), Limits())
+        services = GroupHost(group, store, gateway, credential, print, PluginReports(store, group.jid, print))
+        run = AgentRun(runtime, spec, services, Limits())
         await run.start(ContainerInput(prompt="hello", group_folder="main", chat_jid=group.jid), (1,))
         assert (await run.result()).text == "You said: hello"
         run.send(f"/tool Bash {json.dumps({'command': BUSY})}", (2,))

@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from pynchy import database, outbox
+from pynchy.channel_host import owner_among
 from pynchy.outbox import Outbox
 from pynchy.store import Outgoing, Store
 from pynchy.types import NotConnected
@@ -115,7 +116,7 @@ class Post:
     async def running(self, *channels: Channel) -> AsyncIterator[Outbox]:
         """An outbox that sends meanwhile, and that leaves no task behind however the test left it."""
         before = asyncio.all_tasks()
-        sending = Outbox(self.store, channels, "Pynchy", MAIN)
+        sending = Outbox(self.store, lambda jid: owner_among(channels, jid), "Pynchy", MAIN)
         task = asyncio.create_task(sending.run())
         try:
             async with asyncio.timeout(30):

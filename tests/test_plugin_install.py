@@ -2,89 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import site
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-import uv
+from environments import Environment, build, project
 from support import REPOSITORY
 
 PLUGINS = [REPOSITORY / "plugins/pynchy-plugin-bubblewrap", REPOSITORY / "examples/pynchy-plugin-hello"]
-
-
-class Environment:
-    """A virtual environment with the real wheel of pynchy; what pynchy depends on is borrowed from ours."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.python = path / "bin" / "python"
-        self._uv("venv", "--quiet", "--python", sys.executable, str(path))
-        borrowed = path / "borrowed"
-        borrowed.mkdir()
-        for entry in Path(site.getsitepackages()[0]).iterdir():
-            if "pynchy" not in entry.name:
-                (borrowed / entry.name).symlink_to(entry)
-        self.site_packages = Path(self.run("-c", "import site; print(site.getsitepackages()[0])").strip())
-        (self.site_packages / "borrowed.pth").write_text(f"{borrowed}\n")
-
-    def _uv(self, *args: str) -> None:
-        command = [uv.find_uv_bin(), *args, "--no-config", "--offline"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
-
-    def install(self, *what: str) -> None:
-        """`uv pip install`, with nothing from anywhere else."""
-        options = ("--no-deps", "--no-build-isolation", "--no-index", "--python", str(self.python))
-        self._uv("pip", "install", "--quiet", *options, *what)
-
-    def uninstall(self, name: str) -> None:
-        """`uv pip uninstall`."""
-        self._uv("pip", "uninstall", "--quiet", "--python", str(self.python), name)
-
-    def run(self, *args: str, **env: str) -> str:
-        """The output of this environment's Python, away from the checkout."""
-        done = subprocess.run(
-            [str(self.python), *args],
-            capture_output=True,
-            text=True,
-            timeout=100,
-            cwd=self.path,
-            env={**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, **env},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def discovered(self) -> dict[str, list[str]]:
-        """The names of the plugins in each list of the registry."""
-        code = (
-            "import json; from pynchy.plugin import discover_plugins; r = discover_plugins(); "
-            "print(json.dumps({k: [p.name for p in v] for k, v in vars(r).items() if k != 'records' and v}))"
-        )
-        return json.loads(self.run("-c", code))
-
-    def runtime(self, **env: str) -> str:
-        """The name of the runtime that is chosen."""
-        return self.run("-c", "from pynchy.runtime import get_runtime; print(get_runtime().name)", **env).strip()
-
-    def records(self) -> dict[str, dict[str, str]]:
-        """What `pynchy plugins list --json` says, by entry point."""
-        return {one["entry_point"]: one for one in json.loads(self.run("-m", "pynchy", "plugins", "list", "--json"))}
-
-
-def build(project: Path, kind: str, directory: Path) -> Path:
-    """Build a project's wheel or sdist with its own build backend."""
-    target = directory / f"{kind}-of-{project.name}"
-    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(target)]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (built,) = target.iterdir()
-    return built
 
 
 @pytest.fixture(scope="module")
@@ -99,32 +26,6 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
     environment = Environment(tmp_path_factory.mktemp("environment") / "venv")
     environment.install(str(wheel))
     return environment
-
-
-def project(directory: Path, name: str, target: str, code: str) -> Path:
-    """A plugin's repository as the plan lays it out."""
-    package = f"pynchy_plugin_{name}"
-    (directory / "src" / package).mkdir(parents=True)
-    (directory / "pyproject.toml").write_text(
-        f"""\
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "pynchy-plugin-{name}"
-version = "0.1.0"
-dependencies = ["pynchy"]
-
-[project.entry-points."pynchy.plugins"]
-{name} = "{package}:{target}"
-
-[tool.hatch.build.targets.wheel]
-packages = ["src/{package}"]
-"""
-    )
-    (directory / "src" / package / "__init__.py").write_text(code)
-    return directory
 
 
 _NO_OP = """

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pynchy.channels.terminal import TerminalChannel
-from pynchy.router import format_prompt, outbound_text, visible_text
+from pynchy.router import format_prompt, next_part, visible_text
 from pynchy.store import StoredMessage
 from pynchy.testing.scripted_model import unwrap
 from pynchy.types import Channel
@@ -131,7 +131,50 @@ class Saying(Silent):
 
 
 def test_a_text_goes_out_under_the_assistants_name_unless_the_channel_says_otherwise() -> None:
-    assert outbound_text(cast("Channel", Silent()), "hi", "Pynchy") == "Pynchy: hi"
-    assert outbound_text(cast("Channel", Saying(prefix_assistant_name=True)), "hi", "Ada's") == "Ada's: hi"
-    assert outbound_text(cast("Channel", Saying(prefix_assistant_name=False)), "hi", "Pynchy") == "hi"
-    assert outbound_text(TerminalChannel(), "hi", "Pynchy") == "hi"
+    def whole(channel: object, text: str, name: str) -> str:
+        part, sent = next_part(cast("Channel", channel), text, 0, name)
+        assert sent == len(text)
+        return part
+
+    assert whole(Silent(), "hi", "Pynchy") == "Pynchy: hi"
+    assert whole(Saying(prefix_assistant_name=True), "hi", "Ada's") == "Ada's: hi"
+    assert whole(Saying(prefix_assistant_name=False), "hi", "Pynchy") == "hi"
+    assert whole(TerminalChannel(), "hi", "Pynchy") == "hi"
+
+
+@dataclass
+class Short(Silent):
+    """A channel that takes texts of a length only."""
+
+    max_message_length: int = 40
+
+
+def parts(channel: object, text: str) -> list[str]:
+    """Everything that is sent of a text, part by part."""
+    found, sent = [], 0
+    while sent < len(text):
+        part, sent = next_part(cast("Channel", channel), text, sent, "Pynchy")
+        found.append(part)
+    return found
+
+
+def test_a_long_text_is_split_at_paragraphs_lines_and_words_and_named_once() -> None:
+    assert parts(Short(), "One paragraph is here.\n\nAnd another one.") == [
+        "Pynchy: One paragraph is here.",
+        "And another one.",
+    ]
+    assert parts(Short(), "First line of a text.\nSecond line of it.") == [
+        "Pynchy: First line of a text.",
+        "Second line of it.",
+    ]
+    assert parts(Short(), "A sentence that goes on and on, and on, and on.") == [
+        "Pynchy: A sentence that goes on and on,",
+        "and on, and on.",
+    ]
+
+
+@given(st.text(min_size=1, max_size=300), st.integers(9, 60))
+def test_no_part_is_longer_than_a_channel_takes_and_nothing_but_white_space_is_lost(text: str, longest: int) -> None:
+    found = parts(Short(max_message_length=longest), text)
+    assert all(len(part) <= longest for part in found)
+    assert "".join("".join(found).split()) == "".join(f"Pynchy: {text}".split())

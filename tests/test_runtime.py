@@ -16,6 +16,7 @@ from support import docker_runtime
 
 from pynchy.plugin import (
     ContainerRuntime,
+    InvalidPlugin,
     OciRuntime,
     PluginRecord,
     PluginRegistry,
@@ -171,15 +172,52 @@ class Unprintable(Exception):
 
 
 @pytest.mark.parametrize("member", ["priority", "create_runtime"])
-@pytest.mark.parametrize("error", [ValueError("broken"), SystemExit("broken"), Unprintable()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [ValueError("broken"), SystemExit("broken"), GeneratorExit(), Unprintable()], ids=repr
+)
 def test_a_runtime_plugin_that_raises_is_recorded_and_skipped(member: str, error: BaseException) -> None:
     plugins = registry(Broken("broken", member, error, 50), Plugin("podman"))
     assert select_runtime(plugins).name == "podman"
     record, other = plugins.records
     assert (record.state, record.phase) == (State.FAILED, member)
     assert record.reason.startswith(f"{member} raised {type(error).__name__}")
+    assert "\n" not in record.reason
     assert record.remedy
     assert other.state is State.READY
+
+
+@pytest.mark.parametrize("member", ["priority", "create_runtime"])
+def test_our_own_error_from_a_runtime_plugins_hand_is_recorded_like_any_other(member: str) -> None:
+    plugins = registry(Broken("broken", member, InvalidPlugin("no socket", "start it"), 50), Plugin("podman"))
+    assert select_runtime(plugins).name == "podman"
+    assert (plugins.records[0].state, plugins.records[0].phase) == (State.FAILED, member)
+    assert "no socket" in plugins.records[0].reason
+
+
+def test_an_interruption_from_the_keyboard_while_a_runtime_is_created_passes() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        select_runtime(registry(Broken("broken", "create_runtime", KeyboardInterrupt())))
+
+
+def test_a_priority_that_became_no_number_is_recorded_and_its_plugin_skipped() -> None:
+    high: Any = "high"
+    plugins = registry(Plugin("fickle", high), Plugin("podman"))
+    assert select_runtime(plugins).name == "podman"
+    assert (plugins.records[0].state, plugins.records[0].phase) == (State.FAILED, "priority")
+
+
+def test_a_runtime_plugin_is_known_by_the_name_it_was_registered_under(monkeypatch: pytest.MonkeyPatch) -> None:
+    liar = Plugin("podman", runtime="podman-5")
+    plugins = registry(liar, Broken("broken", "create_runtime", OSError("no")))
+    plugins.names = {id(plugin): plugin.name for plugin in plugins.runtimes}
+    for lie in ("docker", "broken", None, 7):
+        monkeypatch.setattr(liar, "name", lie)
+        assert [one.name for one in runtime_candidates(plugins)] == ["broken", "podman", "docker"]
+        monkeypatch.setenv("CONTAINER_RUNTIME", "podman")
+        assert select_runtime(plugins).name == "podman-5"
+        monkeypatch.setenv("CONTAINER_RUNTIME", "apple")
+        with pytest.raises(RuntimeError, match="available: broken, docker, podman, podman-5"):
+            select_runtime(plugins)
 
 
 def test_a_failure_is_recorded_on_the_plugin_that_has_the_name_not_on_one_that_wanted_it() -> None:

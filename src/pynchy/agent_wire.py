@@ -7,7 +7,7 @@ the group whose pipe it came through, whatever it says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -33,6 +33,14 @@ class HostServices(Protocol):
 
     async def call_tool(self, name: str, arguments: Any) -> Any:
         """Do what a host tool asks; raise PermissionError or ValueError with the words for the agent."""
+        ...
+
+    async def call_plugin_tool(self, plugin: str, name: str, arguments: Any) -> str:
+        """Run a plugin's host tool; raise PermissionError or ValueError with the words for the agent."""
+        ...
+
+    async def note_plugin_parts(self, servers: Mapping[str, str], hooks: Mapping[str, str]) -> None:
+        """Take the troubles of MCP servers by name and of hooks by plugin; an empty one says that it works."""
         ...
 
     async def note_acting(self, ids: tuple[int, ...]) -> None:
@@ -65,8 +73,8 @@ class HostServices(Protocol):
 class AgentListener(Protocol):
     """Who hears what the agent says of its work."""
 
-    def on_ready(self, mcp_servers: list[dict[str, str]]) -> None:
-        """It is up, and its servers are in these states."""
+    def on_ready(self) -> None:
+        """It is up."""
         ...
 
     def on_acting(self, ids: tuple[int, ...]) -> None:
@@ -127,12 +135,10 @@ class AgentWire:
     def _receive(self, frame: Frame) -> None:
         match frame.type:
             case "ready":
-                self._listener.on_ready(
-                    [
-                        {"name": str(one["name"])[:100], "status": str(one["status"])[:100]}
-                        for one in frame.json_body()["mcp_servers"][:200]
-                    ]
-                )
+                self._receive_ready(frame)
+            case "trouble":
+                plugin, text = str(frame.fields.get("plugin")), str(frame.fields.get("text"))
+                self._note_parts({}, {plugin: text or "?"})
             case "accepted":
                 reached("accepted")  # the answer is what counts; a run that ends without one leaves it open
             case "progress":
@@ -161,6 +167,16 @@ class AgentWire:
         self._logged += 1
         if self._logged <= _MAX_LOGGED:
             log.info("agent", container=self._container, text=text)
+
+    def _receive_ready(self, frame: Frame) -> None:
+        body = frame.json_body()
+        servers = {str(one["name"]): _trouble(one) for one in body["mcp_servers"][:200] if one["status"] != "pending"}
+        hooks = {str(plugin): str(text) for plugin, text in list(body.get("hooks", {}).items())[:200]}
+        self._listener.on_ready()
+        self._note_parts(servers, hooks)
+
+    def _note_parts(self, servers: dict[str, str], hooks: dict[str, str]) -> None:
+        self._spawn(lambda: self._services.note_plugin_parts(servers, hooks), 0)
 
     def _receive_result(self, frame: Frame) -> None:
         reached("result")
@@ -245,7 +261,10 @@ class AgentWire:
     async def _call(self, frame: Frame) -> Any:
         body = frame.json_body()
         if frame.type == "request":
-            return await self._services.call_tool(str(frame.fields.get("name")), body)
+            name, plugin = str(frame.fields.get("name")), frame.fields.get("plugin")
+            if plugin is None:
+                return await self._services.call_tool(name, body)
+            return await self._services.call_plugin_tool(str(plugin), name, body)
         session, subpath = _session_key(body)
         if frame.type == "session.subkeys":
             return await self._services.transcript_subpaths(session)
@@ -274,6 +293,13 @@ async def _run(action: Callable[[], Awaitable[None]], container: str) -> None:
         pass  # the agent is gone; its end is reported by the reader
     except Exception:
         log.exception("a call from an agent failed", container=container)
+
+
+def _trouble(server: Any) -> str:
+    """Why an MCP server does not work, in the words of the agent's side."""
+    if server["status"] == "connected":
+        return ""
+    return str(server.get("error") or server["status"])
 
 
 def _row_ids(value: Any) -> tuple[int, ...]:

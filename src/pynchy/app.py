@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
@@ -17,6 +18,8 @@ from typing import Any
 
 import structlog
 
+from pynchy.agent_plugins import skills_folder
+from pynchy.channel_host import ChannelHost
 from pynchy.channels.terminal import TerminalChannel, terminal_jid
 from pynchy.config import Settings
 from pynchy.control import ControlError, ControlServer
@@ -28,9 +31,10 @@ from pynchy.home import control_socket, make_private
 from pynchy.model_gateway import ModelGateway, Upstream
 from pynchy.outbox import Outbox
 from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable
+from pynchy.plugin_reports import PluginReports, records_with_reports
 from pynchy.runtime import agent_image, get_runtime
 from pynchy.store import Store
-from pynchy.types import Channel, Group, NewMessage
+from pynchy.types import Channel, Group, NewMessage, valid_folder
 
 log = structlog.get_logger(__name__)
 
@@ -126,7 +130,9 @@ class Service:
         self.settings = settings
         self.demo = demo
         self.terminal = TerminalChannel()
-        self.outbox = Outbox(store, [self.terminal, *channels], settings.assistant_name, _MAIN_JID)
+        self.reports = PluginReports(store, _MAIN_JID, self._wake_outbox)
+        self.channels = ChannelHost(settings.home, self, self.reports, [self.terminal, *channels])
+        self.outbox = Outbox(store, self.channels.owner_of, settings.assistant_name, _MAIN_JID)
         self._store = store
         self._registry = registry
         self._groups: dict[str, Group] = {}
@@ -144,10 +150,12 @@ class Service:
         runtime: ContainerRuntime,
         demo: bool = False,
         channels: Sequence[Channel] = (),
+        plugin_channels: bool = True,
     ) -> AsyncIterator[Service]:
         """Start everything, and at the end stop it: messages under way stay open for the next start.
 
-        `channels` are connected already, and hand what they receive to `on_message`.
+        `channels` are connected already, and hand what they receive to `on_message`. Without `plugin_channels`
+        it serves the terminal alone.
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(home_lock(settings.home))
@@ -157,6 +165,7 @@ class Service:
             # A run of an earlier service gave no answer any more; its containers may still be running.
             await asyncio.to_thread(remove_orphans, runtime, container_prefix(store), frozenset())
             await store.release(None, STOPPED, STOPPED_NOTICE)
+            await asyncio.to_thread(shutil.rmtree, skills_folder(settings.home), ignore_errors=True)
             await service.register_group(Group(_MAIN_JID, "main", MAIN_FOLDER, is_main=True))
             credential = service._credential = Credential(
                 settings, gateway, service._say_to_main, service._held_up, service._wake_pending, replaceable=not demo
@@ -168,9 +177,11 @@ class Service:
                 credential,
                 runtime,
                 registry,
+                service.reports,
                 service.outbox.wake,
                 service._settle,
                 service._groups.get,
+                service.channels.typing,
             )
             service._queue = GroupQueue(settings.max_concurrent_containers, conversations.work)
             stack.push_async_callback(service._queue.close)
@@ -180,6 +191,10 @@ class Service:
                 reap_orphans(runtime, container_prefix(store), conversations.containers),
             ):
                 stack.push_async_callback(_cancelled, asyncio.get_running_loop().create_task(action))
+            await service.reports.begin(registry.records)
+            stack.push_async_callback(service.channels.stop)
+            if plugin_channels:
+                await service.channels.start(registry)
             service.door = ControlServer(control_socket(settings.home), service)
             await stack.enter_async_context(service.door.listening())
             await service._wake_pending()
@@ -191,10 +206,31 @@ class Service:
     async def register_group(self, group: Group) -> None:
         """Answer this chat from now on; one that is registered already stays as it is.
 
-        ValueError where its folder belongs to another chat.
+        ValueError where its folder belongs to another chat, or can be nobody's.
         """
+        if not valid_folder(group.folder):
+            raise ValueError(
+                f"a group's folder cannot be called {group.folder!r}: use lower-case letters, digits, `-` and `_`"
+            )
         await self._store.register_group(group)
         self._groups.update(await self._store.groups())
+        if self._queue:
+            self._queue.wake(group.jid)  # what was said before it was registered waits for an answer
+
+    async def set_group_plugins(self, jid: str, plugins: tuple[str, ...] | None) -> None:
+        """Let a group's next agent have these plugins, or with None all; an agent that is idle now is ended."""
+        await self._store.set_group_plugins(jid, plugins)
+        self._groups.update(await self._store.groups())
+        if self._queue:
+            self._queue.wake(jid)
+
+    def registered_groups(self) -> dict[str, Group]:
+        """Every group by its jid."""
+        return self._groups
+
+    async def known_chats(self) -> dict[str, str]:
+        """The names of the chats that channels have seen, by jid."""
+        return await self._store.chats()
 
     # --- the way in -----------------------------------------------------------------------------------------
 
@@ -206,6 +242,10 @@ class Service:
         if row_id is not None and message.chat_jid in self._groups and self._queue:
             self._queue.wake(message.chat_jid)
         return row_id
+
+    async def on_chat_metadata(self, jid: str, name: str) -> None:
+        """Remember that a chat exists and what it is called."""
+        await self._store.note_chat(jid, name)
 
     async def say(self, jid: str, text: str) -> int:
         """A message typed at a terminal."""
@@ -251,6 +291,18 @@ class Service:
             if (future := self._settling.pop(row_id, None)) and not future.done():
                 future.set_result(error)
 
+    async def send_text(self, jid: str, text: str) -> None:
+        """Queue a text for a chat, as a plugin wants it sent."""
+        await self._store.enqueue(jid, text, "message")
+        self.outbox.wake()
+
+    def channel_connected(self) -> None:
+        """What waits for it may be sent now."""
+        self.outbox.wake()
+
+    def _wake_outbox(self) -> None:
+        self.outbox.wake()
+
     async def flush_outbox(self, jid: str) -> None:
         """Send everything that can be sent to a chat now."""
         await self.outbox.flush(jid)
@@ -281,8 +333,8 @@ class Service:
         return self._queue.running if self._queue else []
 
     def plugin_records(self) -> list[dict[str, Any]]:
-        """What discovery found at the start."""
-        return [record.to_dict() for record in self._registry.records]
+        """What discovery found at the start, with what has been heard of each plugin's parts since."""
+        return records_with_reports(self._registry.records, self.reports.by_plugin())
 
 
 def remove_orphans(runtime: ContainerRuntime, prefix: str, in_use: Collection[str]) -> None:

@@ -81,9 +81,8 @@ class AgentRun:
         self._batches: deque[tuple[int, ...]] = deque()
         self._results: asyncio.Queue[ContainerOutput | None] = asyncio.Queue()
         self._stderr = bytearray()
-        #: The messages for which a tool may have run; what the agent says of its servers.
+        #: The messages for which a tool may have run.
         self.acted: set[int] = set()
-        self.mcp_servers: list[dict[str, str]] = []
 
     @property
     def name(self) -> str:
@@ -215,9 +214,8 @@ class AgentRun:
 
     # --- what the agent says (AgentListener) ----------------------------------------------------------------
 
-    def on_ready(self, mcp_servers: list[dict[str, str]]) -> None:
-        """It is up, and its servers are in these states."""
-        self.mcp_servers = mcp_servers
+    def on_ready(self) -> None:
+        """It is up."""
         self._ready.set()
 
     def on_acting(self, ids: tuple[int, ...]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import structlog
 
+from pynchy.agent_plugins import AgentPlugins, plugin_parts
 from pynchy.config import Settings
 from pynchy.container_runner import AgentFailed, AgentRun, Limits
 from pynchy.credential import Credential
@@ -25,19 +26,12 @@ from pynchy.group_queue import Place, Wake
 from pynchy.host_tools import GroupHost
 from pynchy.model_gateway import ModelGateway
 from pynchy.plugin import ContainerRuntime, PluginRegistry
+from pynchy.plugin_reports import PluginReports
 from pynchy.router import format_prompt, visible_text
 from pynchy.runtime import agent_image
 from pynchy.store import Store, StoredMessage
 from pynchy.types import ContainerInput, ContainerOutput, Group, RunSpec
-from pynchy.workspace import (
-    AgentPlugins,
-    attach_text,
-    attachments_folder,
-    group_folder,
-    group_mounts,
-    plugin_parts,
-    stage_runner,
-)
+from pynchy.workspace import attach_text, attachments_folder, group_folder, group_mounts, stage_runner
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +44,7 @@ _LONGEST_TEXT = 50_000  # bytes
 _LONGEST_PAUSE = 300.0
 _AFTER_AN_ERROR = 5.0
 _GIVE_BACK_WITHIN = 3.0
+_PLUGINS_ANSWER_WITHIN = 30.0  # seconds
 
 #: Labels that say whose containers these are.
 LABEL_INSTALLATION = "io.pynchy.installation"
@@ -73,9 +68,11 @@ class Conversations:
         credential: Credential,
         runtime: ContainerRuntime,
         registry: PluginRegistry,
+        reports: PluginReports,
         wake_outbox: Callable[[], None],
         settled: Settled,
         group: Callable[[str], Group | None],
+        typing: Callable[[str, bool], None],
     ) -> None:
         self.settings = settings
         self.store = store
@@ -83,17 +80,20 @@ class Conversations:
         self.credential = credential
         self.runtime = runtime
         self.registry = registry
+        self.reports = reports
         self.wake_outbox = wake_outbox
         self.settled = settled
         self.runner_dir = stage_runner(settings.home)
         self.limits = Limits(start=settings.start_timeout, answer=settings.hard_timeout)
         #: The names of the containers that are in use, or about to be.
         self.containers: set[str] = set()
-        self._group = group
+        self.group = group
+        self.typing = typing
+        self._asking: dict[str, asyncio.Future[AgentPlugins]] = {}
 
     async def work(self, place: Place) -> None:
         """Answer a group's messages until it has none for a while, or its place is needed."""
-        group = self._group(place.jid)
+        group = self.group(place.jid)
         if group is None:
             return
         shift = Shift(self, group, place)
@@ -110,6 +110,22 @@ class Conversations:
         finally:
             await shift.end()
 
+    async def ask_plugins(self, group: Group) -> AgentPlugins:
+        """What plugins add to a group's next agent; ValueError where one of them does not answer.
+
+        Asked in a thread, for their code may take its time, and of each group's once at a time, for a thread
+        cannot be ended.
+        """
+        asking = self._asking.pop(group.jid, None)
+        if asking is None or asking.done():
+            home, owner = self.settings.home, agent_owner(self.settings)
+            asking = asyncio.ensure_future(asyncio.to_thread(plugin_parts, self.registry, home, group, owner))
+        done, _ = await asyncio.wait([asking], timeout=_PLUGINS_ANSWER_WITHIN)
+        if not done:
+            self._asking[group.jid] = asking
+            raise ValueError(f"a plugin did not say within {_PLUGINS_ANSWER_WITHIN:.0f} s what it offers")
+        return asking.result()
+
 
 class Shift:
     """One group at its place: from its first message until it leaves, with at most one agent."""
@@ -120,7 +136,7 @@ class Shift:
         self._group = group
         self._place = place
         self._run: AgentRun | None = None
-        self._services = GroupHost(group, host.store, host.gateway, host.credential, host.wake_outbox)
+        self._services = GroupHost(group, host.store, host.gateway, host.credential, host.wake_outbox, host.reports)
         self._answer: asyncio.Task[ContainerOutput] | None = None
         self._resumed = False
         #: What is claimed and neither answered nor failed.
@@ -139,11 +155,14 @@ class Shift:
             if self._open:
                 if not await self._next():
                     return
+                if not self._open:
+                    self._host.typing(self._group.jid, False)
             elif await place.idle(self._host.settings.idle_timeout) is Wake.LEAVE:
                 return
 
     async def end(self) -> None:
         """Leave nothing open and nothing running behind."""
+        self._host.typing(self._group.jid, False)
         try:
             if self._answer:
                 self._answer.cancel()
@@ -168,8 +187,10 @@ class Shift:
 
     async def _take(self) -> None:
         """Claim what is pending and hand it to the agent; while it answers, only if nobody waits for the place."""
-        if self._run and not self._open and not self._run.alive:
-            await self._end_run()  # it has died while it was idle
+        current = self._host.group(self._group.jid) or self._group
+        if self._run and not self._open and (not self._run.alive or current != self._group):
+            await self._end_run()  # it has died while it was idle, or is to have other plugins
+        self._group = current
         room = _BATCH_CHARACTERS - sum(len(message.content) for message in self._open.values())
         if not self._host.credential.usable or (self._open and (self._place.wanted or room <= 0)):
             return
@@ -177,15 +198,16 @@ class Shift:
         if not messages:
             return
         self._open |= {message.id: message for message in messages}
+        self._host.typing(self._group.jid, True)
         reached("claimed")
         ids = tuple(message.id for message in messages)
         prompt = format_prompt([self._short(message) for message in messages])
         if self._run:
             self._run.send(prompt, ids)
             return
-        plugins = plugin_parts(self._host.registry)
-        given = await self._input(prompt, plugins)
         try:
+            plugins = await self._plugins()
+            given = await self._input(prompt, plugins)
             self._run = self._new_run(plugins)
             await self._run.start(given, ids)
         except AgentFailed as failed:
@@ -198,6 +220,14 @@ class Shift:
             return message
         words = attach_text(self._host.settings.home, self._group, message.id, message.content)
         return replace(message, content=words)
+
+    async def _plugins(self) -> AgentPlugins:
+        """What plugins add to the next agent."""
+        host = self._host
+        plugins = await host.ask_plugins(self._group)
+        self._services.plugins = plugins
+        await host.reports.note(plugins.reports)
+        return plugins
 
     def _new_run(self, plugins: AgentPlugins) -> AgentRun:
         host, group = self._host, self._group
@@ -223,7 +253,10 @@ class Shift:
             chat_jid=self._group.jid,
             is_main=self._group.is_main,
             session_id=session_id,
-            plugin_mcp_servers=plugins.mcp_servers or None,
+            plugin_mcp_servers=dict(plugins.mcp_servers) or None,
+            plugin_hooks=dict(plugins.hooks) or None,
+            plugin_tools=plugins.tool_descriptions() or None,
+            plugin_skills=list(plugins.skills),
             assistant_name=self._host.settings.assistant_name,
             model=self._host.settings.model,
         )

@@ -1,22 +1,33 @@
 """What an agent may ask of the host, and who may ask it.
 
 A call comes through the pipe of one group's container and acts for that group: no field of it can name
-another.
+another. A plugin's tool can be called only by the agents of groups that have the plugin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import structlog
+
+from pynchy.agent_plugins import AgentPlugins
 from pynchy.credential import Credential
 from pynchy.model_gateway import ModelFailure, ModelGateway
+from pynchy.plugin import HostTool
+from pynchy.plugin._validation import compile_schema
+from pynchy.plugin_calls import PluginRaised, ask_async
+from pynchy.plugin_reports import PluginReports
 from pynchy.router import visible_text
 from pynchy.store import Store
-from pynchy.types import ContainerOutput, Group
+from pynchy.types import ContainerOutput, Group, PluginReport
 from pynchy.wire import Frame, FrameWriter
 
+log = structlog.get_logger(__name__)
+
 _MAX_TEXT = 100_000  # characters
+_MAX_ANSWER = 1_000_000  # characters, of a plugin's tool
 
 
 class GroupHost:
@@ -29,12 +40,16 @@ class GroupHost:
         gateway: ModelGateway,
         credential: Credential,
         wake_outbox: Callable[[], None],
+        reports: PluginReports,
     ) -> None:
         self._group = group
+        self._reports = reports
         self._store = store
         self._gateway = gateway
         self._credential = credential
         self._wake_outbox = wake_outbox
+        #: What plugins have added to the agent that runs now.
+        self.plugins = AgentPlugins()
         #: How the agent's last model request failed; None where it was answered.
         self.model_failure: ModelFailure | None = None
 
@@ -58,6 +73,35 @@ class GroupHost:
         await self._store.enqueue(self._group.jid, text, "message")
         self._wake_outbox()
         return "Message sent."
+
+    async def call_plugin_tool(self, plugin: str, name: str, arguments: Any) -> str:
+        """Run a plugin's host tool; ValueError and PermissionError say to the agent why there is no answer."""
+        tool = self.plugins.tools.get(plugin, {}).get(name)
+        if tool is None:
+            raise PermissionError(f"this chat has no tool {name[:80]!r} of a plugin {plugin[:80]!r}")
+        arguments = compile_schema(tool.input_schema)(arguments)
+        try:
+            async with asyncio.timeout(tool.timeout):
+                return _text(tool, await ask_async(lambda: tool.handler(arguments)))
+        except TimeoutError:
+            raise ValueError(f"{name} gave no answer within {tool.timeout:g} s, and was stopped") from None
+        except PluginRaised as raised:
+            log.warning("a host tool failed", plugin=plugin, tool=name, group=self._group.folder, error=str(raised))
+            cause = raised.__cause__
+            if isinstance(cause, ValueError | PermissionError):
+                raise ValueError(str(cause)) from None
+            raise ValueError(f"{name} failed ({type(cause).__name__})") from None
+
+    async def note_plugin_parts(self, servers: Mapping[str, str], hooks: Mapping[str, str]) -> None:
+        """What the agent's side says of MCP servers by name, and of hooks by plugin; an empty trouble is none."""
+        given = self.plugins
+        reports = [
+            PluginReport(given.servers_of[name], "mcp", trouble)
+            for name, trouble in servers.items()
+            if name in given.servers_of
+        ]
+        reports += [PluginReport(name, "hooks", text) for name, text in hooks.items() if name in given.hook_plugins]
+        await self._reports.note(reports)
 
     async def note_acting(self, ids: tuple[int, ...]) -> None:
         """From now on, repeating these messages could act twice."""
@@ -93,3 +137,13 @@ class GroupHost:
         self.model_failure = failure
         if failure is None:
             self._credential.accepted()
+
+
+def _text(tool: HostTool, answer: Any) -> str:
+    if not isinstance(answer, str):
+        raise ValueError(f"{tool.name} answered with {type(answer).__name__}, not with text")
+    if len(answer) > _MAX_ANSWER:
+        raise ValueError(
+            f"{tool.name} answered with {len(answer)} characters, more than the {_MAX_ANSWER} there can be"
+        )
+    return answer

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import structlog
 
 from pynchy.fault_points import reached
-from pynchy.router import outbound_text
+from pynchy.plugin_calls import PluginRaised, ask_async
+from pynchy.router import next_part
 from pynchy.store import Outgoing, Store
 from pynchy.types import Channel, NotConnected
 
@@ -16,6 +17,7 @@ log = structlog.get_logger(__name__)
 
 _ATTEMPTS = 5
 _FIRST_PAUSE = 0.5  # seconds, doubled after each attempt
+_SEND_WITHIN = 120.0  # seconds
 #: After our own code has failed, the queue is looked at again in so many seconds.
 _AFTER_AN_ERROR = 5.0
 
@@ -23,12 +25,12 @@ _AFTER_AN_ERROR = 5.0
 class Outbox:
     """One task a chat for as long as something can be sent to it, so that no chat holds up another.
 
-    `main` is the chat that hears of what could not be sent.
+    `owner_of` names the connected channel of a chat; `main` is the chat that hears of what could not be sent.
     """
 
-    def __init__(self, store: Store, channels: Sequence[Channel], assistant_name: str, main: str) -> None:
+    def __init__(self, store: Store, owner_of: Callable[[str], Channel | None], assistant_name: str, main: str) -> None:
         self._store = store
-        self._channels = channels
+        self._owner_of = owner_of
         self._assistant_name = assistant_name
         self._main = main
         self._woken = asyncio.Event()
@@ -71,18 +73,9 @@ class Outbox:
                 return
             if jid in self._sending:
                 self._again.add(jid)  # it may have looked just before the latest was queued
-            elif channel := self._channel(jid):
+            elif channel := self._owner_of(jid):
                 task = asyncio.get_running_loop().create_task(self._send_all(channel, jid))
                 self._sending[jid] = task
-
-    def _channel(self, jid: str) -> Channel | None:
-        for channel in self._channels:
-            try:
-                if channel.is_connected() and channel.owns_jid(jid):
-                    return channel
-            except Exception:
-                log.exception("a channel cannot say whose chat it is", channel=channel.name, jid=jid)
-        return None
 
     def _look_again_later(self) -> None:
         asyncio.get_running_loop().call_later(_AFTER_AN_ERROR, self.wake)
@@ -104,32 +97,38 @@ class Outbox:
             self._again.discard(jid)
 
     async def _send(self, channel: Channel, outgoing: Outgoing) -> bool:
-        """Send one text; False where this chat cannot be reached now, so that its order is kept."""
-        text = outbound_text(channel, outgoing.text, self._assistant_name)
+        """Send one text, or the next part of one; False where this chat cannot be reached now, to keep its order."""
+        text, sent = next_part(channel, outgoing.text, outgoing.sent, self._assistant_name)
         pause = _FIRST_PAUSE
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                await channel.send_message(outgoing.chat_jid, text)
-            except NotConnected:
-                return False
-            except (Exception, asyncio.CancelledError) as error:  # a channel may raise either by itself
+                async with asyncio.timeout(_SEND_WITHIN):
+                    await ask_async(lambda: channel.send_message(outgoing.chat_jid, text))
+            except (PluginRaised, TimeoutError) as raised:
                 if self._ended:
-                    raise
-                if not channel.is_connected():
+                    raise asyncio.CancelledError from None  # which the channel has made something else of
+                if isinstance(raised.__cause__, NotConnected) or self._owner_of(outgoing.chat_jid) is not channel:
                     return False
-                log.warning("a channel could not send", channel=channel.name, attempt=attempt, error=str(error))
+                reason = str(raised) or f"it took longer than {_SEND_WITHIN:.0f} s"
+                log.warning("a channel could not send", channel=channel.name, attempt=attempt, error=reason)
                 if attempt == _ATTEMPTS:
-                    await self._give_up(channel, outgoing, f"{type(error).__name__}: {error}")
+                    await self._give_up(channel, outgoing, reason)
                     return True
                 await asyncio.sleep(pause)
                 pause *= 2
             else:
                 reached("sent")
                 # Only this stands between a text that was sent and one that is sent twice.
-                await self._store.until_stored(lambda: self._store.mark_sent(outgoing.id))
+                await self._store.until_stored(lambda: self._mark(outgoing, sent))
                 reached("delivered")
                 return True
         return True
+
+    async def _mark(self, outgoing: Outgoing, sent: int) -> None:
+        if sent < len(outgoing.text):
+            await self._store.mark_part_sent(outgoing.id, sent)
+        else:
+            await self._store.mark_sent(outgoing.id)
 
     async def _give_up(self, channel: Channel, outgoing: Outgoing, reason: str) -> None:
         tell = None

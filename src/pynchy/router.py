@@ -29,6 +29,26 @@ def visible_text(answer: str | None) -> str:
     return _INTERNAL.sub("", answer or "").strip()
 
 
-def outbound_text(channel: Channel, text: str, assistant_name: str) -> str:
-    """The text as this channel shows it: prefixed with the assistant's name where others write there too."""
-    return f"{assistant_name}: {text}" if getattr(channel, "prefix_assistant_name", True) else text
+def next_part(channel: Channel, text: str, sent: int, assistant_name: str) -> tuple[str, int]:
+    """What to send next of a text of which `sent` characters have been sent, and how many there will be then.
+
+    A text longer than the channel's `max_message_length` is split, at the end of a paragraph, line or word where
+    there is one in the second half of a part. Where others write in a chat too, the first part begins with the
+    assistant's name.
+    """
+    prefix = f"{assistant_name}: " if sent == 0 and getattr(channel, "prefix_assistant_name", True) else ""
+    longest = getattr(channel, "max_message_length", None)
+    rest = text[sent:]
+    room = max(1, longest - len(prefix)) if isinstance(longest, int) and longest > 0 else len(rest)
+    if len(rest) <= room:
+        return prefix + rest, len(text)
+    end = room
+    for separator in ("\n\n", "\n", " "):
+        found = rest.rfind(separator, room // 2, room + 1)
+        if found > 0:
+            end = found
+            break
+    part = rest[:end]
+    while end < len(rest) and rest[end].isspace():
+        end += 1
+    return prefix + part, sent + end

@@ -77,6 +77,20 @@ MIGRATIONS: tuple[str, ...] = (
     );
     ALTER TABLE transcripts ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- The names of the plugins that a group has, as a JSON list; NULL for all.
+    ALTER TABLE groups ADD COLUMN plugins TEXT;
+    -- How many characters of a text have been sent, where a channel takes it in parts only.
+    ALTER TABLE outbox ADD COLUMN sent INTEGER NOT NULL DEFAULT 0;
+    -- What was last heard of each part of a plugin; an empty trouble means that it works.
+    CREATE TABLE plugin_reports (
+        plugin TEXT NOT NULL,
+        part TEXT NOT NULL,
+        trouble TEXT NOT NULL,
+        at TEXT NOT NULL,
+        PRIMARY KEY (plugin, part)
+    );
+    """,
 )
 
 

@@ -20,7 +20,7 @@ import structlog
 
 from pynchy.database import Database
 from pynchy.schema import NewerSchema, migrate
-from pynchy.types import Group, NewMessage
+from pynchy.types import Group, NewMessage, PluginReport
 
 log = structlog.get_logger(__name__)
 
@@ -54,12 +54,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """Something to be sent: a reply, a message the agent sent by itself, or a notice of the host."""
+    """Something to be sent: a reply, a message the agent sent by itself, or a notice of the host.
+
+    `sent` is how many characters of it have been sent already.
+    """
 
     id: int
     chat_jid: str
     text: str
     kind: str
+    sent: int = 0
 
 
 class Store:
@@ -118,8 +122,9 @@ class Store:
         def register(db: sqlite3.Connection) -> None:
             try:
                 db.execute(
-                    "INSERT INTO groups (jid, name, folder, is_main) VALUES (?, ?, ?, ?) ON CONFLICT (jid) DO NOTHING",
-                    (group.jid, _storable(group.name), group.folder, group.is_main),
+                    "INSERT INTO groups (jid, name, folder, is_main, plugins) VALUES (?, ?, ?, ?, ?)"
+                    " ON CONFLICT (jid) DO NOTHING",
+                    (group.jid, _storable(group.name), group.folder, group.is_main, _plugin_names(group.plugins)),
                 )
             except sqlite3.IntegrityError:
                 raise ValueError(f"the folder {group.folder!r} belongs to another chat; choose another") from None
@@ -128,8 +133,19 @@ class Store:
 
     async def groups(self) -> dict[str, Group]:
         """Every registered group by its jid."""
-        rows = await self._db.read(lambda db: db.execute("SELECT jid, name, folder, is_main FROM groups").fetchall())
-        return {jid: Group(jid, name, folder, bool(is_main)) for jid, name, folder, is_main in rows}
+        rows = await self._db.read(
+            lambda db: db.execute("SELECT jid, name, folder, is_main, plugins FROM groups").fetchall()
+        )
+        return {
+            jid: Group(jid, name, folder, bool(is_main), tuple(json.loads(plugins)) if plugins else None)
+            for jid, name, folder, is_main, plugins in rows
+        }
+
+    async def set_group_plugins(self, jid: str, plugins: tuple[str, ...] | None) -> None:
+        """Give a group these plugins, or with None all."""
+        await self._db.write(
+            lambda db: db.execute("UPDATE groups SET plugins = ? WHERE jid = ?", (_plugin_names(plugins), jid))
+        )
 
     async def note_chat(self, jid: str, name: str) -> None:
         """Remember that a chat exists and what it is called."""
@@ -140,6 +156,10 @@ class Store:
                 (jid, _storable(name), _now()),
             )
         )
+
+    async def chats(self) -> dict[str, str]:
+        """The names of the chats that were seen, by jid."""
+        return dict(await self._db.read(lambda db: db.execute("SELECT jid, name FROM chats").fetchall()))
 
     # --- conversations --------------------------------------------------------------------------------------
 
@@ -355,7 +375,7 @@ class Store:
         """What is to be sent to a chat next."""
         row = await self._db.read(
             lambda db: db.execute(
-                "SELECT id, chat_jid, text, kind FROM outbox WHERE chat_jid = ? AND state = 'queued'"
+                "SELECT id, chat_jid, text, kind, sent FROM outbox WHERE chat_jid = ? AND state = 'queued'"
                 " ORDER BY id LIMIT 1",
                 (jid,),
             ).fetchone()
@@ -366,6 +386,10 @@ class Store:
         """Record that the channel has taken it."""
         await self._db.write(lambda db: db.execute("UPDATE outbox SET state = 'sent' WHERE id = ?", (outgoing_id,)))
 
+    async def mark_part_sent(self, outgoing_id: int, sent: int) -> None:
+        """Record that the channel has taken it up to this character."""
+        await self._db.write(lambda db: db.execute("UPDATE outbox SET sent = ? WHERE id = ?", (sent, outgoing_id)))
+
     async def mark_unsendable(self, outgoing_id: int, reason: str, tell: tuple[str, str] | None) -> None:
         """Record that it will not be tried again, and why; `tell` is the chat that hears of it, and the notice."""
 
@@ -375,6 +399,35 @@ class Store:
                 _enqueue(db, *tell, "notice")
 
         await self._db.write(give_up)
+
+    # --- plugins --------------------------------------------------------------------------------------------
+
+    async def plugin_reports(self) -> list[PluginReport]:
+        """What was last heard of each part of each plugin."""
+        rows = await self._db.read(lambda db: db.execute("SELECT plugin, part, trouble FROM plugin_reports").fetchall())
+        return [PluginReport(*row) for row in rows]
+
+    async def note_plugin_reports(self, reports: Sequence[PluginReport], notice: tuple[str, str] | None) -> None:
+        """Record what was heard of plugins, and queue the notice that tells of it: a chat, and a text."""
+
+        def note(db: sqlite3.Connection) -> None:
+            db.executemany(
+                "INSERT OR REPLACE INTO plugin_reports VALUES (?, ?, ?, ?)",
+                [(one.plugin, one.part, _storable(one.trouble), _now()) for one in reports],
+            )
+            if notice:
+                _enqueue(db, *notice, "notice")
+
+        await self._db.write(note)
+
+    async def forget_plugins(self, kept: Iterable[str]) -> None:
+        """Forget what was heard of plugins that are none of these."""
+        await self._db.write(
+            lambda db: db.execute(
+                "DELETE FROM plugin_reports WHERE plugin NOT IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(kept)),),
+            )
+        )
 
     # --- transcripts ----------------------------------------------------------------------------------------
 
@@ -459,6 +512,10 @@ def _take_up_aside(db: sqlite3.Connection, jid: str) -> None:
         " aside_id = NULL, aside_end = NULL, aside_notice = NULL WHERE jid = ? AND aside_id IS NOT NULL",
         (jid,),
     )
+
+
+def _plugin_names(plugins: tuple[str, ...] | None) -> str | None:
+    return None if plugins is None else json.dumps(plugins)
 
 
 def _ids(ids: Iterable[int]) -> str:

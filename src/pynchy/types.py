@@ -55,12 +55,20 @@ class NewMessage:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A registered chat: `jid` is its address on a channel, `folder` its name on disk."""
+    """A registered chat: `jid` is its address on a channel, `folder` its name on disk.
+
+    `plugins` names those whose agent-side parts and host tools its agent has, None for all that are installed.
+    """
 
     jid: str
     name: str
     folder: str
     is_main: bool = False
+    plugins: tuple[str, ...] | None = None
+
+    def has_plugin(self, name: str) -> bool:
+        """Whether its agent has what this plugin offers."""
+        return self.plugins is None or name in self.plugins
 
 
 class NotConnected(Exception):
@@ -134,8 +142,10 @@ class RunSpec:
 class ContainerInput:
     """What an agent is started with: the first frame that crosses the wall.
 
-    `plugin_mcp_servers` maps a server's name to `{"command", "args", "env"}`. `session_id` names the
-    conversation to resume, None for a new one.
+    `plugin_mcp_servers` maps a server's name to `{"command", "args", "env", "data"}`, the last being the name of
+    its data folder, `plugin_hooks` an event to its hooks, each `{"plugin", "function", "matcher", "timeout", "fail_closed"}`, `plugin_tools` a plugin's name
+    to its host tools, each `{"name", "description", "input_schema"}`; `plugin_skills` lists the plugins that have
+    skills. `session_id` names the conversation to resume, None for a new one.
     """
 
     prompt: str
@@ -145,7 +155,9 @@ class ContainerInput:
     session_id: str | None = None
     is_scheduled_task: bool = False
     plugin_mcp_servers: dict[str, dict[str, Any]] | None = None
-    plugin_hooks: dict[str, list[str]] | None = None
+    plugin_hooks: dict[str, list[dict[str, Any]]] | None = None
+    plugin_tools: dict[str, list[dict[str, Any]]] | None = None
+    plugin_skills: list[str] | None = None
     assistant_name: str = "Pynchy"
     model: str | None = None
 
@@ -179,6 +191,18 @@ class ContainerOutput:
     session_id: str | None = None
     error: str | None = None
     transcript_end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PluginReport:
+    """How a part of a plugin is: `trouble` is empty where it works.
+
+    `part` is one of the words for plugin types (runtime, channel, mcp, skills, hooks, tools), or `load`.
+    """
+
+    plugin: str
+    part: str
+    trouble: str = ""
 
 
 def tool_prefix(server_name: str) -> str:

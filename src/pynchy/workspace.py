@@ -1,8 +1,11 @@
-"""What a group's agent sees: its folder, the runner, and the plugins' sources, as mounts of its container.
+"""What a group's agent sees of the host's disk, as mounts of its container.
 
-    /workspace/group            the group's own folder, the only thing it can write
+    /workspace/group            the group's own folder, which it can write
     /workspace/attachments      what came with messages and is too long to be part of one, read-only
-    /workspace/plugins/NAME     the sources of an MCP plugin, read-only
+    /workspace/plugins/NAME     the sources of an MCP server, read-only
+    /workspace/hooks/NAME       the sources of a plugin's hooks, read-only
+    /workspace/skills/NAME      the skills of a plugin, and our own under `pynchy`, read-only
+    /workspace/data/NAME        what a plugin's MCP server and hooks keep for this group, which they can write
     /opt/pynchy                 the runner and the rooms it shares with the host, read-only
     /home/agent, /tmp           memory; nothing in them outlives a run
 
@@ -17,23 +20,18 @@ import os
 import py_compile
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import structlog
 
 from pynchy.home import container_dir, make_private
-from pynchy.plugin import McpPlugin, McpServerSpec, PluginRegistry
-from pynchy.plugin._validation import check_server_spec
 from pynchy.types import Group, VolumeMount, valid_folder
-
-log = structlog.get_logger(__name__)
 
 RUNNER_PATH = "/opt/pynchy"
 GROUP_PATH = "/workspace/group"
 PLUGINS_PATH = "/workspace/plugins"
+HOOKS_PATH = "/workspace/hooks"
+SKILLS_PATH = "/workspace/skills"
+DATA_PATH = "/workspace/data"
 ATTACHMENTS_PATH = "/workspace/attachments"
 
 _EXCERPT = 1000  # characters
@@ -44,22 +42,25 @@ _LAUNCHER = "from agent_runner.__main__ import run\n\nrun()\n"
 _SHARED = ("__init__.py", "types.py", "wire.py", "loopback.py", "plugin")
 
 
-@dataclass(frozen=True, slots=True)
-class AgentPlugins:
-    """The plugins' part of a container: mounts, and the servers for `ContainerInput.plugin_mcp_servers`."""
-
-    mounts: tuple[VolumeMount, ...]
-    mcp_servers: dict[str, dict[str, Any]]
-
-
 def group_folder(home: Path, group: Group, owner: tuple[int, int] | None) -> Path:
     """Create the group's folder, owned by whom its agent runs as, and return it."""
+    return _agents_folder(make_private(home / "groups"), group, owner)
+
+
+def plugin_data_folder(home: Path, plugin: str, group: Group, owner: tuple[int, int] | None) -> Path:
+    """Create the folder in which a plugin's agent-side parts keep what is this group's, and return it."""
+    if not valid_folder(plugin):
+        raise ValueError(f"a plugin's folder cannot be called {plugin!r}")
+    return _agents_folder(make_private(make_private(home / "plugin-data") / plugin), group, owner)
+
+
+def _agents_folder(parent: Path, group: Group, owner: tuple[int, int] | None) -> Path:
     if not valid_folder(group.folder):
         raise ValueError(f"a group's folder cannot be called {group.folder!r}")
-    folder = make_private(home / "groups") / group.folder
+    folder = parent / group.folder
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink():
-        raise ValueError(f"{folder} is a link; a group's folder must be a directory")
+        raise ValueError(f"{folder} is a link; it must be a directory")
     if owner and os.geteuid() == 0:
         os.chown(folder, *owner)
     return folder
@@ -94,72 +95,53 @@ def group_mounts(folder: Path, runner: Path, attachments: Path) -> tuple[VolumeM
     )
 
 
-def plugin_parts(registry: PluginRegistry) -> AgentPlugins:
-    """Ask every MCP plugin for its server. One that raises now is left out, with a line in the log."""
-    mounts: list[VolumeMount] = []
-    servers: dict[str, dict[str, Any]] = {}
-    for plugin in registry.mcp_servers:
-        try:
-            # Checked again, for nothing says that it is what it was when it was discovered.
-            spec = check_server_spec(plugin.mcp_server_spec())
-            if spec.name in servers:
-                raise ValueError(f"another plugin has an MCP server called {spec.name!r}")
-            mounts.append(plugin_mount(spec))
-            servers[spec.name] = {"command": spec.command, "args": list(spec.args), "env": dict(spec.env)}
-        except (Exception, SystemExit) as error:
-            _warn(plugin, error)
-    return AgentPlugins(tuple(mounts), servers)
+def staged(parent: Path, digest: str, fill: Callable[[Path], None]) -> Path:
+    """A directory below `parent`, named after what is in it, readable for any user; filled where it is missing.
 
-
-def _warn(plugin: McpPlugin, error: BaseException) -> None:
-    log.warning("an MCP plugin is left out of this run", plugin=plugin.name, error=str(error))
-
-
-def plugin_mount(spec: McpServerSpec) -> VolumeMount:
-    """A package keeps its name below the server's directory, so that `-m package.module` finds it."""
-    source = spec.host_source.resolve(strict=True)
-    target = f"{PLUGINS_PATH}/{spec.name}"
-    if (source / "__init__.py").is_file():
-        # By the name it is imported under, which a link may give it.
-        target += f"/{Path(os.path.abspath(spec.host_source)).name}"  # noqa: PTH100 - it must not follow links
-    return VolumeMount(str(source), target, readonly=True)
+    What an agent sees is such a copy, because it must be readable by another user and must not change under a
+    running agent.
+    """
+    final = make_private(parent) / digest
+    if final.is_dir():
+        return final
+    building = Path(tempfile.mkdtemp(prefix="building-", dir=parent))
+    try:
+        fill(building)
+        for path in [building, *building.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+        building.rename(final)
+    except OSError:
+        shutil.rmtree(building, ignore_errors=True)
+        if not final.is_dir():  # else another process has just staged the same
+            raise
+    return final
 
 
 def stage_runner(home: Path) -> Path:
-    """Copy the agent's side to a directory named after its content, compiled, and return it.
+    """Copy the agent's side to where it can be mounted from, and return that directory.
 
-    A copy, because what is mounted must be readable by another user and must not change under a running
-    agent; compiled, because the mount is read-only and every start would compile it again.
+    Compiled, because the mount is read-only and every start would compile it again.
     """
     digest = hashlib.sha256()
     files = sorted(_runner_files())
     for name, path in files:
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    staged = make_private(home / "runner") / digest.hexdigest()[:16]
-    if staged.is_dir():
-        return staged
-    building = Path(tempfile.mkdtemp(prefix="building-", dir=staged.parent))
-    try:
+
+    def fill(directory: Path) -> None:
         for name, path in files:
-            target = building / name
+            target = directory / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        (building / "__main__.py").write_text(_LAUNCHER)
+        (directory / "__main__.py").write_text(_LAUNCHER)
         compileall.compile_dir(
-            building,
+            directory,
             quiet=2,
-            stripdir=str(building),
+            stripdir=str(directory),
             prependdir=RUNNER_PATH,
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
-        for path in [building, *building.rglob("*")]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        building.rename(staged)
-    except OSError:
-        shutil.rmtree(building, ignore_errors=True)
-        if not staged.is_dir():  # else another process has just staged the same
-            raise
-    return staged
+
+    return staged(home / "runner", digest.hexdigest()[:16], fill)
 
 
 def _runner_files() -> Iterator[tuple[str, Path]]:

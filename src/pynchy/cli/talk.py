@@ -168,7 +168,11 @@ async def own_service(settings: Settings, demo: bool, *, at_terminal: bool) -> A
             await asyncio.to_thread(check_image, chosen.runtime)
         except RuntimeUnavailable as error:
             raise CannotStart(f"No agent can start: {error}.") from None
-        service = await stack.enter_async_context(Service.start(settings, upstream, registry, chosen.runtime, demo))
+        # A demo, and a command that ends in a moment, are for whoever sits at the terminal.
+        channels = not demo and not at_terminal
+        service = await stack.enter_async_context(
+            Service.start(settings, upstream, registry, chosen.runtime, demo, plugin_channels=channels)
+        )
         if demo:
             tell(demo_notice(settings))
         if chosen.warning:

@@ -6,7 +6,11 @@ removes it. Everything here needs the standard library alone.
 """
 
 from pynchy.plugin._contracts import (
+    GATING_EVENTS,
+    HOOK_EVENTS,
+    AgentHook,
     ChannelPlugin,
+    HookItem,
     HookPlugin,
     HostTool,
     McpPlugin,
@@ -17,6 +21,7 @@ from pynchy.plugin._contracts import (
     ToolPlugin,
 )
 from pynchy.plugin._discovery import GROUP, discover_plugins
+from pynchy.plugin._errors import InvalidPlugin
 from pynchy.plugin._registry import PluginRecord, PluginRegistry, State
 from pynchy.plugin._runtimes import (
     Candidate,
@@ -26,7 +31,7 @@ from pynchy.plugin._runtimes import (
     runtime_candidates,
     select_runtime,
 )
-from pynchy.plugin._validation import InvalidPlugin
+from pynchy.plugin._settings import plugin_config, plugin_data_dir
 from pynchy.types import (
     Attachment,
     Channel,
@@ -39,13 +44,17 @@ from pynchy.types import (
 )
 
 __all__ = [
+    "GATING_EVENTS",
     "GROUP",
+    "HOOK_EVENTS",
+    "AgentHook",
     "Attachment",
     "Candidate",
     "Channel",
     "ChannelPlugin",
     "ContainerRuntime",
     "Group",
+    "HookItem",
     "HookPlugin",
     "HostTool",
     "InvalidPlugin",
@@ -65,6 +74,8 @@ __all__ = [
     "ToolPlugin",
     "VolumeMount",
     "discover_plugins",
+    "plugin_config",
+    "plugin_data_dir",
     "runtime_candidates",
     "select_runtime",
     "tool_prefix",

@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pynchy.types import Channel, Group, NewMessage
 
 if TYPE_CHECKING:
+    import logging
+
     from pynchy.plugin._runtimes import ContainerRuntime
+
+#: The events of an agent's life that hooks can be given for, as the Claude Agent SDK names them.
+HOOK_EVENTS = frozenset(
+    {
+        "PreToolUse",
+        "PostToolUse",
+        "PostToolUseFailure",
+        "UserPromptSubmit",
+        "Stop",
+        "SubagentStart",
+        "SubagentStop",
+        "PreCompact",
+        "Notification",
+        "PermissionRequest",
+    }
+)
+#: Those whose hooks decide whether something happens at all.
+GATING_EVENTS = frozenset({"PreToolUse", "PermissionRequest"})
 
 
 @dataclass(frozen=True)
 class McpServerSpec:
     """An MCP server that runs inside the container, beside the agent.
 
-    `host_source` is the directory with the server's code. A package (it has an `__init__.py`) is mounted
-    read-only at `/workspace/plugins/{name}/{package}`, any other directory at `/workspace/plugins/{name}`;
-    `/workspace/plugins/{name}` is put first on the server's `PYTHONPATH`. The agent can read `env`: a secret
-    does not belong there.
+    `host_source` is the directory with the server's code, inside the plugin's own package. A package (it has
+    an `__init__.py`) is mounted read-only at `/workspace/plugins/{name}/{package}`, any other directory at
+    `/workspace/plugins/{name}`; `/workspace/plugins/{name}` is put first on the server's `PYTHONPATH`. What the
+    server may write and finds again at its next start is the folder named in its variable `PYNCHY_DATA`, one a
+    plugin and group. The agent can read `env`: a secret does not belong there.
     """
 
     name: str
     command: str
     args: list[str]
-    env: dict[str, str]
+    env: dict[str, str] = field(repr=False)  # it may hold a key all the same, and reprs end up in logs
     host_source: Path
 
 
@@ -37,13 +57,37 @@ class HostTool:
     """A tool that the agent calls and the host runs, with the host's rights and secrets.
 
     `input_schema` is a JSON Schema object; `handler` gets the checked arguments and returns the text the agent
-    sees. What it raises reaches the agent as an error.
+    sees. A ValueError or PermissionError that it raises reaches the agent in its words, anything else only by
+    its type. A call that takes longer than `timeout` seconds is cancelled.
     """
 
     name: str
     description: str
     input_schema: Mapping[str, Any]
     handler: Callable[[dict[str, Any]], Awaitable[str]]
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True)
+class AgentHook:
+    """A hook with more than its function: which tools it is for, how long it may take, what its failure means.
+
+    `function` is a module-level function of the plugin's package or its name, `"package.module:function"`.
+    It is called as the SDK calls its hooks, `await function(input, tool_use_id, context)`, and returns the
+    SDK's answer (`{}` or None for none); a plain function will do. `matcher` is a regular expression for a
+    tool's name, None for all. A call that takes longer than `timeout` seconds (at most 50) ends the plugin's
+    hook process; with `fail_closed`, for `PreToolUse` and `PermissionRequest`, a hook that raises, hangs or
+    cannot be imported denies what it was asked about, otherwise it is skipped.
+    """
+
+    function: Callable[..., Any] | str
+    matcher: str | None = None
+    timeout: float = 10.0
+    fail_closed: bool = False
+
+
+#: What `agent_hooks` lists for an event.
+HookItem: TypeAlias = Callable[..., Any] | str | AgentHook
 
 
 @dataclass(frozen=True)
@@ -124,8 +168,12 @@ class HookPlugin(ABC):
     name: str
 
     @abstractmethod
-    def agent_hooks(self) -> dict[str, list[Callable[..., Any] | str]]:
-        """Return `{event: [function or "package.module:function"]}`; functions must be module-level."""
+    def agent_hooks(self) -> Mapping[str, list[HookItem]]:
+        """Return `{event: [function, "package.module:function" or AgentHook, ...]}`.
+
+        The events are those of `HOOK_EVENTS`; functions must be module-level ones of the plugin's own package,
+        for the container imports them by name.
+        """
 
 
 class ToolPlugin(ABC):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import logging
+import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, distributions, entry_points
+from pathlib import Path
 from time import perf_counter
 from typing import Any
-from urllib.parse import unquote
 
 from pynchy.plugin._contracts import (
     ChannelPlugin,
@@ -20,20 +18,28 @@ from pynchy.plugin._contracts import (
     SkillPlugin,
     ToolPlugin,
 )
+from pynchy.plugin._crashes import CrashLog
+from pynchy.plugin._errors import InvalidPlugin, in_words
 from pynchy.plugin._registry import PLUGIN_TYPES, PluginRecord, PluginRegistry, State
 from pynchy.plugin._validation import (
-    InvalidPlugin,
     check_hooks,
     check_name,
     check_server_spec,
     check_skill_paths,
     check_tools,
+    own_packages,
 )
 from pynchy.types import tool_prefix
 
 GROUP = "pynchy.plugins"
 
-logger = logging.getLogger("pynchy.plugin")
+#: Setting it to `1` (`pynchy --safe-mode`) leaves out every plugin that is not Pynchy's own.
+SAFE_MODE = "PYNCHY_SAFE_MODE"
+#: Names of entry points or distributions, separated by commas, that are not even imported.
+DISABLED = "PYNCHY_PLUGINS_DISABLED"
+FIRST_PARTY = frozenset({"pynchy", "pynchy-plugin-bubblewrap"})
+
+_SLOW_IMPORT = 200.0  # milliseconds
 
 
 class _Conflict(InvalidPlugin):
@@ -46,28 +52,85 @@ class _Offer:
 
     plugin: Any
     name: str
-    types: tuple[str, ...]
-    server_name: str | None
-    runtime_matches: bool
-    note: str
+    offers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    runtime_matches: bool = True
+    note: str = ""
 
 
 def discover_plugins() -> PluginRegistry:
     """Load every entry point of the group `pynchy.plugins`, sorted by name, and register what works.
 
     Nothing a plugin raises gets out of here, `SystemExit` included; it ends in that plugin's record.
-    `KeyboardInterrupt` passes. A plugin registers whole or not at all.
+    `KeyboardInterrupt` passes. A plugin registers whole or not at all. One that an earlier process died of, or
+    that `PYNCHY_PLUGINS_DISABLED` names, is not loaded.
     """
     registry = PluginRegistry()
-    taken = _Taken()
+    holders: dict[str, str] = {}
     found, unreadable = _entry_points()
     registry.records += unreadable
-    for entry_point in found:
-        registry.records.append(_discover_one(entry_point, registry, taken))
+    disabled = _Disabled()
+    with CrashLog.open(_home() if found else None) as crashes:
+        for entry_point in found:
+            record = PluginRecord(entry_point.name, entry_point.value, State.READY, dist=entry_point.dist)
+            if why := disabled.why(record):
+                record = replace(record, state=State.DISABLED, phase="find", reason=why[0], remedy=why[1])
+            elif crashes.died_of(entry_point):
+                record = _died(record)
+            else:
+                with crashes.loading(entry_point):
+                    record = _discover_one(entry_point, record, registry, holders)
+            registry.records.append(record)
     for record in registry.records:
-        if record.state is not State.READY:
-            logger.warning("plugin %s: %s; %s", record.entry_point, record.reason, record.remedy)
+        if record.state not in (State.READY, State.DISABLED):
+            _warn(record)
     return registry
+
+
+def _warn(record: PluginRecord) -> None:
+    import logging  # only where there is something to say, for its import takes a while
+
+    logging.getLogger("pynchy.plugin").warning("plugin %s: %s; %s", record.entry_point, record.reason, record.remedy)
+
+
+def _home() -> Path | None:
+    try:
+        from pynchy.home import pynchy_home
+
+        return pynchy_home()
+    except (ImportError, RuntimeError):  # no platformdirs, or nobody's home: nothing is remembered
+        return None
+
+
+class _Disabled:
+    """What the user has switched off."""
+
+    def __init__(self) -> None:
+        self._names = {_normal(name) for name in os.environ.get(DISABLED, "").split(",") if name.strip()}
+        self._safe_mode = os.environ.get(SAFE_MODE, "").strip() not in ("", "0")
+
+    def why(self, record: PluginRecord) -> tuple[str, str] | None:
+        """Reason and remedy where the plugin may not be loaded."""
+        if self._safe_mode and _normal(record.distribution) not in FIRST_PARTY:
+            return "not loaded in safe mode", "start without --safe-mode to have it"
+        if self._names and self._names & {_normal(record.entry_point), _normal(record.distribution)}:
+            return f"{DISABLED} names it", "take it out of that variable to have it"
+        return None
+
+
+def _normal(name: str) -> str:
+    """A name as package indexes compare them."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _died(record: PluginRecord) -> PluginRecord:
+    return replace(
+        record,
+        state=State.FAILED,
+        phase="load",
+        reason="an earlier start died while it was being loaded, so it is left out",
+        remedy=f"`pynchy plugins check {record.entry_point}` tries it again; else update or uninstall "
+        f"{record.distribution or record.target}",
+    )
 
 
 def _entry_points() -> tuple[list[EntryPoint], list[PluginRecord]]:
@@ -85,45 +148,36 @@ def _readable_entry_points() -> tuple[list[EntryPoint], list[PluginRecord]]:
     unreadable: list[PluginRecord] = []
     seen: set[str] = set()
     for dist in distributions():
-        name = _attempt(lambda dist=dist: dist.name or "", "")
-        normalised = re.sub(r"[-_.]+", "-", name).lower()
-        if normalised and normalised in seen:
+        record = PluginRecord("", "", State.FAILED, phase="find", dist=dist)
+        name = record.distribution
+        if name and _normal(name) in seen:
             continue  # of two distributions of one name the first on the path counts
-        seen.add(normalised)
+        seen.add(_normal(name))
         try:
             found += dist.entry_points.select(group=GROUP)
         except Exception as error:
-            record = _with_distribution(PluginRecord(name, "", State.FAILED, phase="find"), dist)
-            reason = f"its entry_points.txt cannot be read: {_words(error)}"
-            unreadable.append(replace(record, reason=reason, remedy=f"reinstall or uninstall {name or 'it'}"))
+            reason = f"its entry_points.txt cannot be read: {in_words(error)}"
+            remedy = f"reinstall or uninstall {name or 'it'}"
+            unreadable.append(replace(record, entry_point=name, reason=reason, remedy=remedy))
     return found, unreadable
 
 
-class _Taken:
-    """The names that registered plugins hold, and who holds them. Servers by their tools' prefix."""
-
-    def __init__(self) -> None:
-        self.plugins: dict[str, str] = {}
-        self.servers: dict[str, str] = {}
-
-
-def _discover_one(entry_point: EntryPoint, registry: PluginRegistry, taken: _Taken) -> PluginRecord:
-    started = perf_counter()
-    record = _with_distribution(PluginRecord(entry_point.name, entry_point.value, State.READY), entry_point.dist)
+def _discover_one(
+    entry_point: EntryPoint, record: PluginRecord, registry: PluginRegistry, holders: dict[str, str]
+) -> PluginRecord:
+    started = imported = perf_counter()
     phase = "load"
     try:
         loaded = entry_point.load()
+        imported = perf_counter()
         phase = "create"
         plugin = loaded()
         phase = "collect"
         offer = _collect(plugin)
-        record = replace(record, name=offer.name, types=offer.types, note=offer.note)
+        record = replace(record, name=offer.name, types=tuple(offer.offers), offers=offer.offers, note=offer.note)
         phase = "register"
-        _check_conflicts(offer, taken, record)
+        _check_conflicts(offer, holders, record)
         _register(offer, registry)
-        taken.plugins[offer.name] = entry_point.name
-        if offer.server_name:
-            taken.servers[tool_prefix(offer.server_name)] = offer.name
     except KeyboardInterrupt:
         raise
     except InvalidPlugin as error:
@@ -132,8 +186,16 @@ def _discover_one(entry_point: EntryPoint, registry: PluginRegistry, taken: _Tak
     except BaseException as error:
         # SystemExit and the like are a plugin's failure, not the host's end.
         record = replace(record, state=State.FAILED, reason=_one_line(error, phase), remedy=_remedy(error, record))
-        logger.debug("plugin %s failed in phase %s", entry_point.name, phase, exc_info=True)
-    return replace(record, phase=phase, milliseconds=round((perf_counter() - started) * 1000, 2))
+    milliseconds = (imported - started) * 1000
+    if milliseconds > _SLOW_IMPORT and not record.note:
+        slow = f"its import takes {milliseconds:.0f} ms: `pynchy plugins check {record.entry_point}` says of what"
+        record = replace(record, note=slow)
+    return replace(
+        record,
+        phase=phase,
+        milliseconds=round((perf_counter() - started) * 1000, 2),
+        import_milliseconds=round(milliseconds, 2),
+    )
 
 
 def _collect(plugin: Any) -> _Offer:
@@ -145,19 +207,25 @@ def _collect(plugin: Any) -> _Offer:
             "derive it from RuntimePlugin, ChannelPlugin, McpPlugin, SkillPlugin, HookPlugin or ToolPlugin",
         )
     name = check_name(plugin)
-    server_name = None
+    packages = own_packages(plugin)
+    offers: dict[str, tuple[str, ...]] = dict.fromkeys(types, ())
     matches, note = True, ""
     if isinstance(plugin, RuntimePlugin):
         matches, note = _platform(plugin)
     if isinstance(plugin, McpPlugin):
-        server_name = check_server_spec(plugin.mcp_server_spec()).name
+        offers["mcp"] = (check_server_spec(plugin.mcp_server_spec(), packages).name,)
     if isinstance(plugin, SkillPlugin):
-        check_skill_paths(plugin.skill_paths())
+        offers["skills"] = tuple(path.name for path in check_skill_paths(plugin.skill_paths(), packages))
     if isinstance(plugin, HookPlugin):
-        check_hooks(plugin.agent_hooks())
+        offers["hooks"] = tuple(check_hooks(plugin.agent_hooks(), packages))
     if isinstance(plugin, ToolPlugin):
-        check_tools(plugin.tools())
-    return _Offer(plugin, name, types, server_name, matches, note)
+        offers["tools"] = tuple(tool.name for tool in check_tools(plugin.tools()))
+        if offers["tools"] and tool_prefix(name) in map(tool_prefix, offers.get("mcp", ())):
+            raise InvalidPlugin(
+                f"the tools of its MCP server and its host tools would all be called {tool_prefix(name)}*",
+                "give the server another name than the plugin",
+            )
+    return _Offer(plugin, name, offers, matches, note)
 
 
 def _platform(plugin: RuntimePlugin) -> tuple[bool, str]:
@@ -165,29 +233,34 @@ def _platform(plugin: RuntimePlugin) -> tuple[bool, str]:
     priority = plugin.priority
     if not isinstance(priority, int):
         raise InvalidPlugin(f"its priority is {priority!r}", "return a whole number from `priority`")
-    reason = plugin.platform_reason
+    reason = str(plugin.platform_reason)
     if matches:
         return True, reason
-    logger.debug("runtime plugin %s does not match this platform: %s", plugin.name, reason)
     return False, "does not match this platform" + (f": {reason}" if reason else "")
 
 
-def _check_conflicts(offer: _Offer, taken: _Taken, record: PluginRecord) -> None:
-    if holder := taken.plugins.get(offer.name):
+def _check_conflicts(offer: _Offer, holders: dict[str, str], record: PluginRecord) -> None:
+    """Take the plugin's names. They share one space, for each is the beginning of tools' names."""
+    this = record.distribution or record.target
+    if holder := holders.get(offer.name):
         raise _Conflict(
             f"the name {offer.name!r} already belongs to the plugin of entry point {holder!r}",
-            f"uninstall one of the two ({record.distribution or record.target} is this one), or rename one",
+            f"uninstall one of the two ({this} is this one), or rename one",
         )
-    if offer.server_name and (holder := taken.servers.get(tool_prefix(offer.server_name))):
-        raise _Conflict(
-            f"the tools of its MCP server would be called {tool_prefix(offer.server_name)}*, as those of plugin "
-            f"{holder!r} are",
-            "uninstall one of the two, or give the server another name",
-        )
+    prefixes = {tool_prefix(name) for name in (offer.name, *offer.offers.get("mcp", ()))}
+    for prefix in sorted(prefixes):
+        if holder := holders.get(prefix):
+            raise _Conflict(
+                f"its tools would be called {prefix}*, as those of the plugin of entry point {holder!r} are",
+                f"uninstall one of the two ({this} is this one), or give its server another name",
+            )
+    for taken in (offer.name, *prefixes):
+        holders[taken] = record.entry_point
 
 
 def _register(offer: _Offer, registry: PluginRegistry) -> None:
     plugin = offer.plugin
+    registry.names[id(plugin)] = offer.name
     if isinstance(plugin, RuntimePlugin):
         (registry.runtimes if offer.runtime_matches else registry.unmatched_runtimes).append(plugin)
     if isinstance(plugin, ChannelPlugin):
@@ -204,12 +277,7 @@ def _register(offer: _Offer, registry: PluginRegistry) -> None:
 
 def _one_line(error: BaseException, phase: str) -> str:
     doing = {"load": "importing it", "create": "creating it", "collect": "asking what it offers"}
-    return f"{doing.get(phase, phase)} raised {_words(error)}"
-
-
-def _words(error: BaseException) -> str:
-    text = " ".join(_attempt(lambda: str(error), "").split())
-    return type(error).__name__ + (f": {text[:300]}" if text else "")
+    return f"{doing.get(phase, phase)} raised {in_words(error)}"
 
 
 def _remedy(error: BaseException, record: PluginRecord) -> str:
@@ -217,37 +285,3 @@ def _remedy(error: BaseException, record: PluginRecord) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"install what is missing, or reinstall {package}"
     return f"update or uninstall {package}, or report it to its author"
-
-
-def _attempt(action: Callable[[], str], otherwise: str) -> str:
-    try:
-        return action()
-    except Exception:
-        return otherwise
-
-
-def _with_distribution(record: PluginRecord, dist: Distribution | None) -> PluginRecord:
-    """Where an entry point comes from; empty strings where its metadata is broken."""
-    if dist is None:
-        return record
-    return replace(
-        record,
-        distribution=_attempt(lambda: dist.name or "", ""),
-        version=_attempt(lambda: dist.version or "", ""),
-        origin=_attempt(lambda: _origin(dist.read_text("direct_url.json")), ""),
-    )
-
-
-def _origin(direct_url: str | None) -> str:
-    """How it was installed, by PEP 610: `index`, `editable PATH`, `git URL` or the URL itself."""
-    if not direct_url:
-        return "index"
-    data = json.loads(direct_url)
-    url = str(data["url"])
-    if url.startswith("file://"):
-        url = unquote(url.removeprefix("file://"))
-    if data.get("dir_info", {}).get("editable"):
-        return f"editable {url}"
-    if vcs := data.get("vcs_info", {}).get("vcs"):
-        return f"{vcs} {url}"
-    return url

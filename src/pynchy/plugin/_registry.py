@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from importlib.metadata import Distribution
 from typing import Any
+from urllib.parse import unquote
 
 from pynchy.plugin._contracts import (
     ChannelPlugin,
@@ -30,18 +34,21 @@ class State(StrEnum):
     """How discovery of one entry point ended."""
 
     READY = "ready"
+    DISABLED = "disabled"  # the user said so; its code was not touched
     CONFLICT = "conflict"  # its name, or its server's, was already taken
     INVALID = "invalid"  # it loaded, but what it offers cannot be used
-    FAILED = "failed"  # its code raised
+    FAILED = "failed"  # its code raised, or ended the process
 
 
 @dataclass(frozen=True, slots=True)
 class PluginRecord:
     """One entry point of the group `pynchy.plugins`, whatever became of it.
 
-    `phase` is how far it came (find, load, create, collect, register), `milliseconds` how long that took. `reason`
-    says what is wrong and `remedy` what to do, each one sentence; both are empty for a ready plugin.
-    `note` is what a ready plugin has to say, such as why a runtime does not match here.
+    `phase` is how far it came (find, load, create, collect, register, or a later call into it);
+    `milliseconds` how long that took, of which `import_milliseconds` its import. `reason` says what is wrong
+    and `remedy` what to do, each one sentence; both are empty for a ready plugin. `note` is what a ready plugin
+    has to say, such as why a runtime does not match here. `offers` maps the words of `types` to names: its
+    server, skills, hooks' events, tools.
     """
 
     entry_point: str
@@ -54,16 +61,59 @@ class PluginRecord:
     remedy: str = ""
     note: str = ""
     milliseconds: float = 0.0
-    distribution: str = ""
-    version: str = ""
-    origin: str = ""
+    import_milliseconds: float = 0.0
+    offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    dist: Distribution | None = field(default=None, repr=False, compare=False)
+
+    # Read when asked for: each means a file or two, and the way to a first answer has no use for them.
+
+    @property
+    def distribution(self) -> str:
+        """The name of the distribution it comes from; empty where that cannot be read."""
+        return _read(lambda dist: dist.name or "", self.dist)
+
+    @property
+    def version(self) -> str:
+        """That distribution's version; empty where it cannot be read."""
+        return _read(lambda dist: dist.version or "", self.dist)
+
+    @property
+    def origin(self) -> str:
+        """How it was installed, by PEP 610: `index`, `editable PATH`, `git URL`, or the URL itself."""
+        return _read(lambda dist: _origin(dist.read_text("direct_url.json")), self.dist)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object with every field."""
+        """A JSON object with everything there is to know."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "dist"}
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in ((name, getattr(self, name)) for name in self.__slots__)
+            **plain,
+            "types": list(self.types),
+            "offers": {word: list(names) for word, names in self.offers.items()},
+            "distribution": self.distribution,
+            "version": self.version,
+            "origin": self.origin,
         }
+
+
+def _read(what: Callable[[Distribution], str], dist: Distribution | None) -> str:
+    try:
+        return "" if dist is None else what(dist)
+    except Exception:  # broken metadata
+        return ""
+
+
+def _origin(direct_url: str | None) -> str:
+    if not direct_url:
+        return "index"
+    data = json.loads(direct_url)
+    url = str(data["url"])
+    if url.startswith("file://"):
+        url = unquote(url.removeprefix("file://"))
+    if data.get("dir_info", {}).get("editable"):
+        return f"editable {url}"
+    if vcs := data.get("vcs_info", {}).get("vcs"):
+        return f"{vcs} {url}"
+    return url
 
 
 @dataclass
@@ -82,7 +132,20 @@ class PluginRegistry:
     tools: list[ToolPlugin] = field(default_factory=list)
     unmatched_runtimes: list[RuntimePlugin] = field(default_factory=list)
     records: list[PluginRecord] = field(default_factory=list)
+    #: The names that plugins had when they were registered, by their identity: a later answer counts for nothing.
+    names: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
-    def replace_record(self, name: str, record: PluginRecord) -> None:
-        """Put a newer record in the place of the ready one of plugin `name`."""
-        self.records = [record if old.name == name and old.state is State.READY else old for old in self.records]
+    def name_of(self, plugin: Any) -> str:
+        """The name under which a plugin was registered."""
+        return self.names.get(id(plugin)) or str(plugin.name)
+
+    def record_of(self, name: str) -> PluginRecord | None:
+        """The record of the registered plugin of that name."""
+        return next((record for record in self.records if record.name == name and record.state is State.READY), None)
+
+    def fail(self, name: str, phase: str, reason: str) -> None:
+        """Record that a later call into the ready plugin `name` failed."""
+        if record := self.record_of(name):
+            remedy = f"update or uninstall {record.distribution or name}"
+            failed = replace(record, state=State.FAILED, phase=phase, reason=reason, remedy=remedy)
+            self.records = [failed if old is record else old for old in self.records]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import os
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from pynchy.plugin._contracts import RuntimePlugin
-from pynchy.plugin._registry import PluginRegistry, State
+from pynchy.plugin._errors import PluginRaised, ask
+from pynchy.plugin._registry import PluginRegistry
 from pynchy.types import RunSpec, VolumeMount
-
-logger = logging.getLogger("pynchy.plugin")
 
 #: Where the agent's home is in every container: memory only, so nothing outlives a run.
 AGENT_HOME = "/home/agent"
@@ -175,10 +173,11 @@ def runtime_candidates(registry: PluginRegistry) -> list[Candidate]:
     """The matching runtimes and Docker, best first. A plugin that raises here is recorded and left out."""
     candidates = [Candidate("docker", 0, None)]
     for plugin in list(registry.runtimes):
+        name = registry.name_of(plugin)
         try:
-            candidates.append(Candidate(plugin.name, int(plugin.priority), plugin))
-        except (Exception, SystemExit) as error:
-            _record_failure(registry, plugin, error, "priority")
+            candidates.append(Candidate(name, ask(lambda plugin=plugin: int(plugin.priority)), plugin))
+        except PluginRaised as error:
+            _record_failure(registry, name, error, "priority")
     return sorted(candidates, key=lambda candidate: (-candidate.priority, candidate.name))
 
 
@@ -208,14 +207,15 @@ def _by_name(registry: PluginRegistry, wanted: str) -> ContainerRuntime:
     broken = []
     plugins = [*registry.runtimes, *registry.unmatched_runtimes]
     # A plugin's own name first, so that one broken plugin cannot hide another.
-    for plugin in sorted(plugins, key=lambda plugin: plugin.name != wanted):
-        known.add(plugin.name)
+    for plugin in sorted(plugins, key=lambda plugin: registry.name_of(plugin) != wanted):
+        name = registry.name_of(plugin)
+        known.add(name)
         runtime = _create(registry, plugin)
         if runtime is None:
-            broken.append(plugin.name)
+            broken.append(name)
             continue
         known.add(runtime.name)
-        if wanted in (plugin.name, runtime.name.lower()):
+        if wanted in (name, runtime.name.lower()):
             return runtime
     if wanted in broken:
         reasons = [record.reason for record in registry.records if record.name == wanted and record.reason]
@@ -230,31 +230,23 @@ def _by_name(registry: PluginRegistry, wanted: str) -> ContainerRuntime:
 
 
 def _create(registry: PluginRegistry, plugin: RuntimePlugin) -> ContainerRuntime | None:
-    try:
+    def create() -> ContainerRuntime:
         runtime = plugin.create_runtime()
         if not isinstance(runtime, ContainerRuntime):
             raise TypeError(f"create_runtime() returned {type(runtime).__name__}, which is no ContainerRuntime")
         if not isinstance(runtime.name, str) or not isinstance(runtime.cli, str):
             raise TypeError(f"the name or the cli of {type(runtime).__name__} is no string")
-    except (Exception, SystemExit) as error:
-        _record_failure(registry, plugin, error, "create_runtime")
-        return None
-    return runtime
+        return runtime
 
-
-def _record_failure(registry: PluginRegistry, plugin: RuntimePlugin, error: BaseException, phase: str) -> None:
     try:
-        reason = f"{phase} raised {type(error).__name__}: {error}"
-    except Exception:  # an error that cannot even be printed
-        reason = f"{phase} raised {type(error).__name__}"
-    logger.warning("runtime plugin %s: %s", plugin.name, reason)
-    for record in registry.records:
-        if record.name == plugin.name and record.state is State.READY:
-            failed = replace(
-                record,
-                state=State.FAILED,
-                phase=phase,
-                reason=reason,
-                remedy=f"update or uninstall {record.distribution or plugin.name}",
-            )
-            registry.replace_record(plugin.name, failed)
+        return ask(create)
+    except PluginRaised as error:
+        _record_failure(registry, registry.name_of(plugin), error, "create_runtime")
+        return None
+
+
+def _record_failure(registry: PluginRegistry, name: str, error: PluginRaised, phase: str) -> None:
+    import logging
+
+    logging.getLogger("pynchy.plugin").warning("runtime plugin %s: %s raised %s", name, phase, error)
+    registry.fail(name, phase, f"{phase} raised {error}")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pynchy.plugin._contracts import HostTool, McpServerSpec
+from pynchy.plugin._contracts import GATING_EVENTS, HOOK_EVENTS, AgentHook, HostTool, McpServerSpec
+from pynchy.plugin._errors import InvalidPlugin
+from pynchy.plugin._skills import check_skill
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 #: `docker` is the built-in runtime and always reachable under its name; `pynchy` is our own MCP server.
 RESERVED_NAMES = frozenset({"docker", "pynchy"})
-
-
-class InvalidPlugin(Exception):
-    """What a plugin offers cannot be used. `remedy` says what its author should change."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(reason)
-        self.remedy = remedy
 
 
 def check_name(plugin: Any) -> str:
@@ -35,8 +31,28 @@ def check_name(plugin: Any) -> str:
     return name
 
 
-def check_server_spec(spec: Any) -> McpServerSpec:
-    """The spec, if every field is what it should be and the source may be mounted."""
+def own_packages(plugin: Any) -> dict[str, Path]:
+    """The packages that the plugin's class and its bases were imported from, by name, with their directories.
+
+    Of a namespace the package below it counts. A module beside no other file is no package.
+    """
+    found: dict[str, Path] = {}
+    for module_name in {cls.__module__ for cls in type(plugin).__mro__}:
+        if module_name.partition(".")[0] in ("builtins", "abc", "typing", "pynchy"):
+            continue
+        parts = module_name.split(".")
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            file = getattr(sys.modules.get(name), "__file__", None)
+            if file and Path(file).name.startswith("__init__."):
+                found[name] = Path(file).parent.resolve()
+            if file:
+                break
+    return found
+
+
+def check_server_spec(spec: Any, packages: Mapping[str, Path]) -> McpServerSpec:
+    """The spec, if every field is what it should be and the source lies in one of the plugin's packages."""
     if not isinstance(spec, McpServerSpec):
         raise InvalidPlugin(f"mcp_server_spec() returned {type(spec).__name__}", "return a pynchy.plugin.McpServerSpec")
     if not isinstance(spec.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", spec.name):
@@ -49,60 +65,152 @@ def check_server_spec(spec: Any) -> McpServerSpec:
         raise InvalidPlugin("the args of its MCP server are not a list of strings", "make `args` a list of strings")
     if not isinstance(spec.env, dict) or not all(isinstance(text, str) for pair in spec.env.items() for text in pair):
         raise InvalidPlugin("the env of its MCP server does not map strings to strings", "use strings in `env`")
-    check_source(spec.host_source)
+    check_source(spec.host_source, packages)
     return spec
 
 
-def check_source(source: Any) -> Path:
-    """A directory whose content may be shown to every agent; InvalidPlugin for anything broader."""
+def check_source(source: Any, packages: Mapping[str, Path]) -> Path:
+    """A directory of the plugin's own, whose content may be shown to every agent; InvalidPlugin for any other."""
     if not isinstance(source, Path):
         raise InvalidPlugin(f"host_source is {type(source).__name__}", "set `host_source=Path(__file__).parent`")
     path = source.resolve()
     if not path.is_dir():
         raise InvalidPlugin(f"host_source {source} is not a directory", "point it at the package's directory")
-    home = Path.home().resolve()
-    too_broad = path == Path(path.anchor) or path == home or path in home.parents
-    if too_broad or path in {Path(entry).resolve() for entry in sys.path if entry} or _is_site_packages(path):
+    if not _inside(path, packages):
         raise InvalidPlugin(
-            f"host_source {source} is more than a plugin's own code",
-            "point it at the package's own directory: `Path(__file__).parent`",
+            f"host_source {source} is outside the plugin's own package", "set `host_source=Path(__file__).parent`"
         )
     return path
 
 
-def _is_site_packages(path: Path) -> bool:
-    return path.name in ("site-packages", "dist-packages") or next(path.glob("*.dist-info"), None) is not None
+def _inside(path: Path, packages: Mapping[str, Path]) -> bool:
+    return any(path == package or package in path.parents for package in packages.values())
 
 
-def check_skill_paths(paths: Any) -> list[Path]:
-    """Directories that each hold a SKILL.md."""
+def check_skill_paths(paths: Any, packages: Mapping[str, Path]) -> list[Path]:
+    """Directories in the plugin's packages that are skills by the Agent Skills specification."""
     if not isinstance(paths, list) or not all(isinstance(path, Path) for path in paths):
         raise InvalidPlugin("skill_paths() did not return a list of paths", "return a list of pathlib.Path")
+    names: set[str] = set()
     for path in paths:
-        if not (path / "SKILL.md").is_file():
-            raise InvalidPlugin(f"{path} has no SKILL.md", "return the directories that hold a SKILL.md")
+        if path.exists() and not _inside(path.resolve(), packages):
+            raise InvalidPlugin(
+                f"the skill {path} is outside the plugin's own package", "put it beside the plugin's modules"
+            )
+        name = check_skill(path)
+        if name in names:
+            raise InvalidPlugin(f"two of its skills are called {name}", "give each skill a name of its own")
+        names.add(name)
     return paths
 
 
-def check_hooks(hooks: Any) -> dict[str, list[Any]]:
-    """`{event: [function or "module:function"]}`."""
-    if not isinstance(hooks, dict) or not all(isinstance(items, list) for items in hooks.values()):
+def check_hooks(hooks: Any, packages: Mapping[str, Path]) -> dict[str, list[AgentHook]]:
+    """Every hook as an AgentHook whose function is a `"package.module:function"` that the container can import."""
+    if not isinstance(hooks, Mapping) or not all(isinstance(items, list) for items in hooks.values()):
         raise InvalidPlugin("agent_hooks() did not return a dict of lists", "return {event: [function, ...]}")
-    for event, items in hooks.items():
-        for item in items:
-            if not isinstance(item, str) and "<" in getattr(item, "__qualname__", "<"):
-                raise InvalidPlugin(
-                    f"the hook for {event} is no module-level function",
-                    'use a function defined at the top of a module, or the string "package.module:function"',
-                )
-    return hooks
+    for event in hooks:
+        if event not in HOOK_EVENTS:
+            raise InvalidPlugin(
+                f"there is no event {event!r} to hook into", f"use one of {', '.join(sorted(HOOK_EVENTS))}"
+            )
+    return {event: [_check_hook(event, item, packages) for item in items] for event, items in hooks.items()}
+
+
+def _check_hook(event: str, item: Any, packages: Mapping[str, Path]) -> AgentHook:
+    hook = item if isinstance(item, AgentHook) else AgentHook(item)
+    if hook.matcher is not None:
+        try:
+            re.compile(hook.matcher)
+        except (re.error, TypeError):
+            raise InvalidPlugin(
+                f"the matcher of a hook for {event} is {hook.matcher!r}", "use a regular expression for tools' names"
+            ) from None
+    if not isinstance(hook.timeout, int | float) or not 0 < hook.timeout <= 50:
+        raise InvalidPlugin(f"the timeout of a hook for {event} is {hook.timeout!r}", "use 1 to 50 seconds")
+    if hook.fail_closed and event not in GATING_EVENTS:
+        raise InvalidPlugin(
+            f"a hook for {event} cannot fail closed", f"only {' and '.join(sorted(GATING_EVENTS))} decide anything"
+        )
+    target = _hook_target(event, hook.function)
+    module, _, function = target.partition(":")
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", module) or not function.isidentifier():
+        raise InvalidPlugin(f"the hook {target!r} names no function", 'write it as "package.module:function"')
+    if not _has_module(module, packages):
+        raise InvalidPlugin(
+            f"the hook {target} is in no module of the plugin's own package",
+            f"move it into {' or '.join(sorted(packages)) or 'a package, not a single module'}",
+        )
+    return AgentHook(target, hook.matcher, float(hook.timeout), bool(hook.fail_closed))
+
+
+def _hook_target(event: str, function: Any) -> str:
+    if isinstance(function, str):
+        return function
+    name, module = getattr(function, "__qualname__", "<"), getattr(function, "__module__", None)
+    if not callable(function) or not isinstance(name, str) or not isinstance(module, str) or not name.isidentifier():
+        raise InvalidPlugin(
+            f"the hook for {event} is no module-level function",
+            'use a function defined at the top of a module, or the string "package.module:function"',
+        )
+    return f"{module}:{name}"
+
+
+def _has_module(module: str, packages: Mapping[str, Path]) -> bool:
+    for package, directory in packages.items():
+        if module == package or module.startswith(f"{package}."):
+            path = directory.joinpath(*module[len(package) :].split("."))
+            return (path / "__init__.py").is_file() or path.with_name(f"{path.name}.py").is_file()
+    return False
 
 
 def check_tools(tools: Any) -> list[HostTool]:
-    """Host tools with different names and object schemas."""
+    """Host tools with different names and schemas of objects."""
     if not isinstance(tools, list) or not all(isinstance(tool, HostTool) for tool in tools):
         raise InvalidPlugin("tools() did not return a list of HostTool", "return a list of pynchy.plugin.HostTool")
-    names = [tool.name for tool in tools]
-    if len(set(names)) != len(names):
-        raise InvalidPlugin("two of its tools have one name", "give each tool a name of its own")
+    names: set[str] = set()
+    for tool in tools:
+        if not isinstance(tool.name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", tool.name):
+            raise InvalidPlugin(f"a tool is called {tool.name!r}", "name it with letters, digits, `-` and `_`")
+        if tool.name in names:
+            raise InvalidPlugin(f"two of its tools are called {tool.name}", "give each tool a name of its own")
+        names.add(tool.name)
+        if not isinstance(tool.description, str) or not tool.description.strip():
+            raise InvalidPlugin(f"the tool {tool.name} has no description", "say in it what the tool is good for")
+        if not callable(tool.handler):
+            raise InvalidPlugin(f"the handler of the tool {tool.name} cannot be called", "use an async function")
+        if not isinstance(tool.timeout, int | float) or not 0 < tool.timeout <= 3600:
+            raise InvalidPlugin(f"the timeout of the tool {tool.name} is {tool.timeout!r}", "use 1 to 3600 seconds")
+        _check_schema(tool)
     return tools
+
+
+def _check_schema(tool: HostTool) -> None:
+    schema = tool.input_schema
+    try:
+        plain = json.loads(json.dumps(dict(schema)))
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidPlugin(f"the input_schema of the tool {tool.name} is no JSON", "write it as a dict") from None
+    if plain.get("type") != "object" or not isinstance(plain.get("properties", {}), dict):
+        raise InvalidPlugin(
+            f"the input_schema of the tool {tool.name} describes no object",
+            'begin it with {"type": "object", "properties": {...}}',
+        )
+    try:
+        compile_schema(plain)
+    except Exception as error:
+        raise InvalidPlugin(
+            f"the input_schema of the tool {tool.name} is no JSON Schema: {' '.join(str(error).split())[:200]}",
+            "correct it by json-schema.org, draft 7",
+        ) from None
+
+
+def compile_schema(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """A function that returns a value which fits the schema and raises ValueError for one that does not."""
+    import fastjsonschema
+
+    def refuse(uri: str) -> Any:
+        raise ValueError(f"$ref leads out of the schema, to {uri}")
+
+    elsewhere: dict[str, Callable[[str], Any]] = dict.fromkeys(("http", "https", "ftp", "file"), refuse)
+    # A default would be written into the arguments that the agent gave.
+    return fastjsonschema.compile(dict(schema), handlers=elsewhere, use_default=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,14 +33,16 @@ class Conversation:
     nobody could say which message was answered. What comes meanwhile is held, and answered together afterwards.
     """
 
-    def __init__(self, link: HostLink) -> None:
+    def __init__(self, link: HostLink, hook_troubles: Callable[[], dict[str, str]]) -> None:
         self._link = link
+        self._hook_troubles = hook_troubles
         self._client: ClaudeSDKClient | None = None
         self._held: list[tuple[tuple[int, ...], str]] = []
         self._something_held = asyncio.Event()
         self._turn: Turn | None = None
         self._turn_over = asyncio.Event()
         self._reported_servers: Any = None
+        self._explaining: asyncio.Task[None] | None = None
 
     def accept(self, ids: tuple[int, ...], prompt: str) -> None:
         """Hold a prompt, and tell the host that it is in safe hands."""
@@ -108,17 +111,29 @@ class Conversation:
     async def _read(self, client: ClaudeSDKClient) -> None:
         async for message in client.receive_messages():
             if isinstance(message, SystemMessage) and message.subtype == "init":
-                self._report_ready(message.data)
+                self._report_ready(client, message.data)
             elif isinstance(message, ResultMessage):
                 self._report_result(message)
 
-    def _report_ready(self, data: dict[str, Any]) -> None:
+    def _report_ready(self, client: ClaudeSDKClient, data: dict[str, Any]) -> None:
         servers = [{"name": one["name"], "status": one["status"]} for one in data.get("mcp_servers", [])]
         if servers == self._reported_servers:
             return
         self._reported_servers = servers
-        body = {"mcp_servers": servers, "plugin_errors": data.get("plugin_errors", [])}
+        body = {"mcp_servers": servers, "hooks": self._hook_troubles(), "plugin_errors": data.get("plugin_errors", [])}
         self._link.send(json_frame("ready", body, session=data.get("session_id")))
+        if any(one["status"] == "failed" for one in servers):
+            self._explaining = asyncio.get_running_loop().create_task(self._explain(client))
+
+    async def _explain(self, client: ClaudeSDKClient) -> None:
+        """Say why servers have failed, which the first report could not."""
+        with contextlib.suppress(Exception):  # the run does not depend on it
+            status = await client.get_mcp_status()
+            servers = [
+                {"name": one["name"], "status": one["status"], "error": str(one.get("error", ""))[:1000]}
+                for one in status["mcpServers"]
+            ]
+            self._link.send(json_frame("ready", {"mcp_servers": servers}))
 
     def _report_result(self, message: ResultMessage) -> None:
         turn = self._turn

@@ -1,4 +1,4 @@
-"""The MCP server `pynchy`: what the agent may ask of the host, as tools.
+"""The MCP server `pynchy` and one for each plugin with host tools: what the agent may ask of the host, as tools.
 
 It decides nothing. Each call becomes a `request` frame; the host knows who is asking by the pipe it came
 through, checks, acts, and its answer or refusal is the tool's result.
@@ -22,8 +22,19 @@ _SEND_MESSAGE_SCHEMA = {
 }
 
 
-def host_tools(link: HostLink) -> McpSdkServerConfig:
-    """The in-process MCP server with every host tool."""
+def host_tools(link: HostLink, plugin_tools: dict[str, list[dict[str, Any]]]) -> dict[str, McpSdkServerConfig]:
+    """The in-process MCP servers by name; `plugin_tools` maps a plugin to its tools' descriptions."""
+    servers = {
+        plugin: create_sdk_mcp_server(
+            plugin,
+            tools=[_host_tool(link, one["name"], one["description"], one["input_schema"], plugin) for one in tools],
+        )
+        for plugin, tools in plugin_tools.items()
+    }
+    return {**servers, SERVER_NAME: _own_tools(link)}
+
+
+def _own_tools(link: HostLink) -> McpSdkServerConfig:
     return create_sdk_mcp_server(
         SERVER_NAME,
         tools=[
@@ -38,10 +49,12 @@ def host_tools(link: HostLink) -> McpSdkServerConfig:
     )
 
 
-def _host_tool(link: HostLink, name: str, description: str, schema: dict[str, Any]) -> SdkMcpTool[Any]:
+def _host_tool(
+    link: HostLink, name: str, description: str, schema: dict[str, Any], plugin: str | None = None
+) -> SdkMcpTool[Any]:
     async def call(arguments: dict[str, Any]) -> dict[str, Any]:
         try:
-            answer = await link.request("request", arguments, name=name)
+            answer = await link.request("request", arguments, name=name, plugin=plugin)
         except HostRefused as refusal:
             return {"content": [{"type": "text", "text": str(refusal)}], "is_error": True}
         return {"content": [{"type": "text", "text": str(answer)}]}

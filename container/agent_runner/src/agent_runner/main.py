@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from claude_agent_sdk import ClaudeSDKClient
 
@@ -14,7 +14,8 @@ from agent_runner.conversation import Conversation
 from agent_runner.host_link import HostLink, open_link
 from agent_runner.host_tools import host_tools
 from agent_runner.model_bridge import model_bridge
-from agent_runner.options import build_options
+from agent_runner.options import RUNNER, WORKSPACE, build_options
+from agent_runner.plugin_hooks import plugin_hooks
 from agent_runner.session_store import HostSessionStore
 from pynchy.types import ContainerInput
 from pynchy.wire import PROTOCOL_VERSION, Frame, WireError
@@ -36,8 +37,19 @@ async def _run(read_fd: int, write_fd: int) -> int:
             if first is None:
                 return 0
             ids, given = _read_input(first)
-            async with model_bridge(link) as bridge:
-                await _converse(link, frames, given, ids, bridge.base_url)
+            hooks = plugin_hooks(given.plugin_hooks or {}, str(WORKSPACE), RUNNER, _reporter(link))
+            async with model_bridge(link) as bridge, hooks as running_hooks:
+                conversation = Conversation(link, running_hooks.troubles)
+                options = build_options(
+                    given,
+                    bridge.base_url,
+                    HostSessionStore(link),
+                    host_tools(link, given.plugin_tools or {}),
+                    conversation.before_tool,
+                    running_hooks.matchers(),
+                )
+                conversation.accept(ids, given.prompt)
+                await _converse(link, frames, conversation, ClaudeSDKClient(options))
         except Exception as error:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}"
@@ -52,14 +64,17 @@ def _read_input(frame: Frame) -> tuple[tuple[int, ...], ContainerInput]:
     return tuple(frame.fields["ids"]), ContainerInput.from_dict(frame.json_body())
 
 
+def _reporter(link: HostLink) -> Callable[[str, str], None]:
+    def report(plugin: str, trouble: str) -> None:
+        link.send(Frame("trouble", {"plugin": plugin, "text": trouble[:1000]}))
+
+    return report
+
+
 async def _converse(
-    link: HostLink, frames: AsyncIterator[Frame], given: ContainerInput, ids: tuple[int, ...], model_url: str
+    link: HostLink, frames: AsyncIterator[Frame], conversation: Conversation, client: ClaudeSDKClient
 ) -> None:
     """Connect the SDK and serve the wire until the host closes it or the SDK dies."""
-    conversation = Conversation(link)
-    options = build_options(given, model_url, HostSessionStore(link), host_tools(link), conversation.before_tool)
-    client = ClaudeSDKClient(options)
-    conversation.accept(ids, given.prompt)
     loop = asyncio.get_running_loop()
     listening = loop.create_task(_listen(link, frames, conversation))
     answering = loop.create_task(_connect_and_answer(client, conversation))

@@ -14,7 +14,7 @@ from pynchy.types import ContainerInput, tool_prefix
 WORKSPACE = Path(os.environ.get("PYNCHY_WORKSPACE", "/workspace"))
 
 #: This runner's own directory, with the rooms of `pynchy` that plugins import.
-_RUNNER = str(Path(__file__).resolve().parents[1])
+RUNNER = str(Path(__file__).resolve().parents[1])
 
 #: Without a person at a terminal the first three would wait for ever; the others start work that a
 #: conversation cannot own (schedules of their own, work trees) and that ends with the container.
@@ -41,14 +41,29 @@ this chat; keep it up to date with what you should remember."""
 
 
 def build_options(
-    given: ContainerInput, model_url: str, session_store: Any, host_tools: Any, before_tool: Any
+    given: ContainerInput,
+    model_url: str,
+    session_store: Any,
+    host_tools: dict[str, Any],
+    before_tool: Any,
+    plugin_hooks: dict[str, list[HookMatcher]],
 ) -> ClaudeAgentOptions:
-    """The SDK's options for this run; the plugins' servers are merged with our own."""
+    """The SDK's options for this run; the plugins' servers and hooks are merged with our own.
+
+    `host_tools` are our own servers by name, which no plugin can take the place of.
+    """
     servers: dict[str, Any] = {
-        name: {**server, "env": _server_env(name, server.get("env") or {})}
+        name: {
+            "command": server["command"],
+            "args": server["args"],
+            "env": _server_env(name, server.get("env") or {}, server.get("data")),
+        }
         for name, server in (given.plugin_mcp_servers or {}).items()
     }
-    servers["pynchy"] = host_tools
+    servers |= host_tools
+    # Where it fails, whether a tool has run would not be on record: then none may.
+    ours = HookMatcher(hooks=[before_tool], on_failure="block")
+    hooks: dict[Any, list[HookMatcher]] = {**plugin_hooks, "PreToolUse": [ours, *plugin_hooks.get("PreToolUse", [])]}
     return ClaudeAgentOptions(
         cwd=WORKSPACE / "group",
         model=given.model,
@@ -63,7 +78,9 @@ def build_options(
         strict_mcp_config=True,
         allowed_tools=[f"{tool_prefix(name)}*" for name in servers],
         disallowed_tools=_DISALLOWED,
-        hooks={"PreToolUse": [HookMatcher(hooks=[before_tool])]},
+        hooks=hooks,
+        plugins=[{"type": "local", "path": str(WORKSPACE / "skills" / name)} for name in given.plugin_skills or ()],
+        skills="all",
         permission_mode="bypassPermissions",
         # No settings from disk: the agent can write its folder, and settings found there could run hooks.
         setting_sources=[],
@@ -74,10 +91,11 @@ def build_options(
     )
 
 
-def _server_env(name: str, env: dict[str, str]) -> dict[str, str]:
+def _server_env(name: str, env: dict[str, str], data: str | None) -> dict[str, str]:
     """A plugin server's environment: its own sources come first on the import path, `pynchy.plugin` last."""
-    paths = [str(WORKSPACE / "plugins" / name), env.get("PYTHONPATH", ""), _RUNNER]
-    return {**env, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    paths = [str(WORKSPACE / "plugins" / name), env.get("PYTHONPATH", ""), RUNNER]
+    folder = {"PYNCHY_DATA": str(WORKSPACE / "data" / data)} if data else {}
+    return {**env, "PYTHONPATH": os.pathsep.join(path for path in paths if path), **folder}
 
 
 def _sdk_env(model_url: str) -> dict[str, str]:
