@@ -164,7 +164,9 @@ FAULTS: Mapping[str, Fault] = {
         "", "No module named 'pynchy_plugin_nowhere'", "reinstall", target="pynchy_plugin_nowhere:P"
     ),
     "names_nothing": loads("", "has no attribute 'Missing'", target="Missing"),
-    "is_malformed": loads("", "importing it raised ", target="not a module: at all!"),
+    "is_malformed": Fault(
+        INVALID, "load", "names no object", 'write it as `name = "package:Class"`', "", target="not a module: at all!"
+    ),
     "names_a_number": Fault(FAILED, "create", "'int' object is not callable", _REPORT, "Plugin = 7"),
     "is_no_plugin": Fault(
         INVALID, "collect", "Plugin extends no plugin type", "derive it from", "class Plugin:\n    name = NAME"

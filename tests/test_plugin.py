@@ -223,7 +223,9 @@ def test_one_broken_plugin_does_not_hold_up_the_others(discover: Discover) -> No
 def test_an_entry_point_that_names_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [EntryPoint("odd", "no module at all!", GROUP)]
     monkeypatch.setattr("pynchy.plugin._discovery.entry_points", lambda group: found)
-    assert only(discover_plugins()).state is State.FAILED
+    record = only(discover_plugins())
+    assert (record.state, record.phase) == (State.INVALID, "load")
+    assert record.reason == "the entry point's value 'no module at all!' names no object"
 
 
 def test_a_failure_is_logged_once_with_its_remedy(discover: Discover, caplog: pytest.LogCaptureFixture) -> None:

@@ -216,15 +216,16 @@ def test_a_plugin_that_raises_is_tried_again_each_time(site: Site, tmp_path: Pat
 
 
 #: Says that it is being loaded and goes on when it is told to, if the start is the one that should wait.
-_WAITS = 'if "WAIT" in os.environ: print("loading", flush=True); sys.stdin.readline()'
+_WAITS = 'if "WAIT" in os.environ: open(os.environ["WAIT"], "w").close(); sys.stdin.readline()'
 
 
 def waiting(site: Site) -> subprocess.Popen[str]:
     """A start that is in the middle of loading the plugin `waits`."""
     site.install("waits", code=_WAITS)
-    process = site.process(WAIT="1")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "loading\n"
+    fifo = site.path / "fifo"
+    os.mkfifo(fifo)
+    process = site.process(WAIT=str(fifo))
+    fifo.read_bytes()  # until it has been opened and closed
     return process
 
 

@@ -123,7 +123,7 @@ class _Gathering:
     def server(self, name: str, plugin: Any) -> None:
         """Add an MCP server: its source, its data folder, how it is started."""
         packages = own_packages(plugin)
-        spec = check_server_spec(ask(plugin.mcp_server_spec), packages)
+        spec = ask(lambda: check_server_spec(plugin.mcp_server_spec(), packages))
         if spec.name in self._servers:
             raise InvalidPlugin(f"another plugin has an MCP server called {spec.name!r} now", "rename one")
         self._mount(server_mount(spec, packages))
@@ -138,14 +138,14 @@ class _Gathering:
 
     def skill(self, name: str, plugin: Any) -> None:
         """Add a plugin's skills."""
-        if paths := check_skill_paths(ask(plugin.skill_paths), own_packages(plugin)):
+        if paths := ask(lambda: check_skill_paths(plugin.skill_paths(), own_packages(plugin))):
             self._skills[name] = paths
         self._reports.append(PluginReport(name, "skills"))
 
     def hook(self, name: str, plugin: Any) -> None:
         """Add a plugin's hooks, and the packages that they are in."""
         packages = own_packages(plugin)
-        found = check_hooks(ask(plugin.agent_hooks), packages)
+        found = ask(lambda: check_hooks(plugin.agent_hooks(), packages))
         if not any(found.values()):
             return
         for package, directory in packages.items():
@@ -166,7 +166,7 @@ class _Gathering:
 
     def tool(self, name: str, plugin: Any) -> None:
         """Add a plugin's host tools."""
-        if tools := check_tools(ask(plugin.tools)):
+        if tools := ask(lambda: check_tools(plugin.tools())):
             self._tools[name] = {tool.name: tool for tool in tools}
         self._reports.append(PluginReport(name, "tools"))
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dotenv import dotenv_values, load_dotenv
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pynchy.home import pynchy_home
+from pynchy.home import load_environment, pynchy_home
 
 ANTHROPIC_API = "https://api.anthropic.com"
 #: The variables that hold or direct model credentials; a demo never reads them.
@@ -90,7 +90,7 @@ def load_settings(demo: bool = False) -> Settings:
         if not os.environ.get(name, "").strip():
             os.environ.pop(name, None)  # an empty variable means the same as an unset one: `.env` may set it
     try:
-        load_dotenv(home / ".env", override=False)
+        load_environment(home)
     except (OSError, ValueError) as error:
         raise SettingsError(f"{home / '.env'} cannot be read: {error}") from None
     for name in MODEL_VARIABLES:

@@ -108,7 +108,7 @@ class AgentRun:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 self._runtime.cli,
-                *_run_args(self._runtime, self._spec),
+                *run_args(self._runtime, self._spec),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -303,9 +303,9 @@ class AgentRun:
             log.debug("agent stderr", container=self.name, text=data.decode("utf-8", "replace")[:2000])
 
 
-def _run_args(runtime: ContainerRuntime, spec: RunSpec) -> list[str]:
-    """A runtime of the plan's five members alone gets what those can carry."""
-    run_args: Callable[[RunSpec], list[str]] | None = getattr(runtime, "run_args", None)
-    if run_args:
-        return run_args(spec)
+def run_args(runtime: ContainerRuntime, spec: RunSpec) -> list[str]:
+    """The arguments that follow the runtime's `cli`. One of the plan's five members alone gets what those can carry."""
+    with_limits: Callable[[RunSpec], list[str]] | None = getattr(runtime, "run_args", None)
+    if with_limits:
+        return with_limits(spec)
     return runtime.build_run_args(list(spec.mounts), spec.container_name, spec.image)

@@ -7,6 +7,9 @@ operation. The command line is the client.
     ask {group, text}      -> text events, then {"event": "settled", "error"}
     chat {group}           -> text events for as long as the client stays; its lines {"say": TEXT} go in
     plugins                -> {"event": "plugins", "records"}
+    groups                 -> {"event": "groups", "groups", "chats"}
+    add-group {jid, name, folder, plugins}, group-plugins {folder, plugins}
+                           -> {"event": "done"}
 
 Where an operation cannot be done the answer is {"event": "error", "message"}.
 """
@@ -17,8 +20,9 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +30,7 @@ import structlog
 
 from pynchy import __version__
 from pynchy.channels.terminal import TerminalChannel
+from pynchy.types import Group
 
 log = structlog.get_logger(__name__)
 
@@ -109,6 +114,22 @@ class Behind(Protocol):
         """What discovery found."""
         ...
 
+    def registered_groups(self) -> Mapping[str, Group]:
+        """Every group by its jid."""
+        ...
+
+    async def known_chats(self) -> dict[str, str]:
+        """The names of the chats that channels have seen, by jid."""
+        ...
+
+    async def register_group(self, group: Group) -> None:
+        """Answer a chat from now on; ValueError where it cannot be a group."""
+        ...
+
+    async def set_group_plugins(self, jid: str, plugins: tuple[str, ...] | None) -> None:
+        """Let a group have these plugins, or with None all."""
+        ...
+
 
 class ControlServer:
     """Serves the socket at `path` for a service."""
@@ -173,7 +194,15 @@ class ControlServer:
             await peer.close()
 
     def _operation(self, request: dict[str, Any]) -> Callable[[Peer, dict[str, Any]], Awaitable[None]]:
-        operations = {"hello": self._hello, "ask": self._ask, "chat": self._chat, "plugins": self._plugins}
+        operations = {
+            "hello": self._hello,
+            "ask": self._ask,
+            "chat": self._chat,
+            "plugins": self._plugins,
+            "groups": self._groups,
+            "add-group": self._add_group,
+            "group-plugins": self._group_plugins,
+        }
         name = request.get("op")
         if not isinstance(name, str) or name not in operations:
             raise ControlError(f"this service knows no operation {name!r}; is it of another version?")
@@ -184,6 +213,23 @@ class ControlServer:
 
     async def _plugins(self, peer: Peer, request: dict[str, Any]) -> None:
         await peer.send(event="plugins", records=self._service.plugin_records())
+
+    async def _groups(self, peer: Peer, request: dict[str, Any]) -> None:
+        groups = [asdict(group) for group in self._service.registered_groups().values()]
+        await peer.send(event="groups", groups=groups, chats=await self._service.known_chats())
+
+    async def _add_group(self, peer: Peer, request: dict[str, Any]) -> None:
+        jid, name, folder = (str(request.get(key)) for key in ("jid", "name", "folder"))
+        try:
+            await self._service.register_group(Group(jid, name, folder, plugins=_plugins(request)))
+        except ValueError as error:
+            raise ControlError(f"{error}.") from None
+        await peer.send(event="done")
+
+    async def _group_plugins(self, peer: Peer, request: dict[str, Any]) -> None:
+        jid = await self._service.group_jid(str(request.get("folder")))
+        await self._service.set_group_plugins(jid, _plugins(request))
+        await peer.send(event="done")
 
     async def _ask(self, peer: Peer, request: dict[str, Any]) -> None:
         jid = await self._service.group_jid(str(request.get("group")))
@@ -220,6 +266,11 @@ class ControlServer:
                     await self._service.say(jid, str(line.get("say", "")))
                 except ControlError as error:
                     await peer.send(event="refused", message=str(error))
+
+
+def _plugins(request: dict[str, Any]) -> tuple[str, ...] | None:
+    plugins = request.get("plugins")
+    return tuple(str(name) for name in plugins) if isinstance(plugins, list) else None
 
 
 async def connect(path: Path) -> Peer | None:

@@ -18,6 +18,15 @@ def pynchy_home() -> Path:
     return user_data_path("pynchy").absolute()
 
 
+def load_environment(home: Path) -> None:
+    """Read the home's `.env` into the environment, where what is set already stays; OSError, ValueError."""
+    path = home / ".env"
+    if path.exists():
+        from dotenv import load_dotenv
+
+        load_dotenv(path, override=False)
+
+
 def make_private(path: Path) -> Path:
     """Create a directory that only this user can enter, and return it."""
     path.mkdir(parents=True, exist_ok=True)

@@ -143,9 +143,10 @@ class ContainerInput:
     """What an agent is started with: the first frame that crosses the wall.
 
     `plugin_mcp_servers` maps a server's name to `{"command", "args", "env", "data"}`, the last being the name of
-    its data folder, `plugin_hooks` an event to its hooks, each `{"plugin", "function", "matcher", "timeout", "fail_closed"}`, `plugin_tools` a plugin's name
-    to its host tools, each `{"name", "description", "input_schema"}`; `plugin_skills` lists the plugins that have
-    skills. `session_id` names the conversation to resume, None for a new one.
+    its data folder; `plugin_hooks` an event to its hooks, each `{"plugin", "function", "matcher", "timeout",
+    "fail_closed"}`; `plugin_tools` a plugin's name to its host tools, each `{"name", "description",
+    "input_schema"}`. `plugin_skills` lists the plugins that have skills. `session_id` names the conversation to
+    resume, None for a new one.
     """
 
     prompt: str

@@ -20,7 +20,7 @@ from pynchy.plugin._contracts import (
     SkillPlugin,
     ToolPlugin,
 )
-from pynchy.plugin._discovery import GROUP, discover_plugins
+from pynchy.plugin._discovery import GROUP, GROUP_OF_COMMANDS, discover_plugins
 from pynchy.plugin._errors import InvalidPlugin
 from pynchy.plugin._registry import PluginRecord, PluginRegistry, State
 from pynchy.plugin._runtimes import (
@@ -46,6 +46,7 @@ from pynchy.types import (
 __all__ = [
     "GATING_EVENTS",
     "GROUP",
+    "GROUP_OF_COMMANDS",
     "HOOK_EVENTS",
     "AgentHook",
     "Attachment",

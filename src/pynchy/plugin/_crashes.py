@@ -89,11 +89,15 @@ class CrashLog:
         for path in self._directory.iterdir():
             with contextlib.suppress(OSError):
                 self._look_at(path)
-        self._descriptor, self._path = tempfile.mkstemp(prefix=f"{os.getpid()}-", dir=self._directory)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            self._descriptor, self._path = tempfile.mkstemp(prefix=f"{os.getpid()}-", dir=self._directory)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            if os.fstat(self._descriptor).st_nlink:
+                return
+            os.close(self._descriptor)  # another start has looked at it before it was locked, and removed it
 
     def _look_at(self, path: Path) -> None:
-        with path.open() as file:
+        with path.open(errors="replace") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # its process lives: BlockingIOError, which is an OSError
             if key := file.read(4096).strip():
                 self._deaths[key] = path

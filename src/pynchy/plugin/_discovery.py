@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
@@ -19,9 +21,10 @@ from pynchy.plugin._contracts import (
     ToolPlugin,
 )
 from pynchy.plugin._crashes import CrashLog
-from pynchy.plugin._errors import InvalidPlugin, in_words
+from pynchy.plugin._errors import InvalidPlugin, in_words, sentence
 from pynchy.plugin._registry import PLUGIN_TYPES, PluginRecord, PluginRegistry, State
 from pynchy.plugin._validation import (
+    OWN_SERVER,
     check_hooks,
     check_name,
     check_server_spec,
@@ -32,6 +35,8 @@ from pynchy.plugin._validation import (
 from pynchy.types import tool_prefix
 
 GROUP = "pynchy.plugins"
+#: Commands of `pynchy`, loaded when they are called.
+GROUP_OF_COMMANDS = "pynchy.commands"
 
 #: Setting it to `1` (`pynchy --safe-mode`) leaves out every plugin that is not Pynchy's own.
 SAFE_MODE = "PYNCHY_SAFE_MODE"
@@ -40,6 +45,7 @@ DISABLED = "PYNCHY_PLUGINS_DISABLED"
 FIRST_PARTY = frozenset({"pynchy", "pynchy-plugin-bubblewrap"})
 
 _SLOW_IMPORT = 200.0  # milliseconds
+_ENTRY_POINT = 'write it as `name = "package:Class"` in the pyproject.toml'
 
 
 class _Conflict(InvalidPlugin):
@@ -64,12 +70,16 @@ def discover_plugins() -> PluginRegistry:
     `KeyboardInterrupt` passes. A plugin registers whole or not at all. One that an earlier process died of, or
     that `PYNCHY_PLUGINS_DISABLED` names, is not loaded.
     """
-    registry = PluginRegistry()
-    holders: dict[str, str] = {}
     found, unreadable = _entry_points()
-    registry.records += unreadable
+    return discover_entry_points(found, unreadable)
+
+
+def discover_entry_points(found: list[EntryPoint], unreadable: Iterable[PluginRecord] = ()) -> PluginRegistry:
+    """The same for these entry points, in this order."""
+    registry = PluginRegistry(records=list(unreadable))
+    holders = _Holders()
     disabled = _Disabled()
-    with CrashLog.open(_home() if found else None) as crashes:
+    with CrashLog.open(_home() if found else None) as crashes, _stdout_kept():
         for entry_point in found:
             record = PluginRecord(entry_point.name, entry_point.value, State.READY, dist=entry_point.dist)
             if why := disabled.why(record):
@@ -84,6 +94,23 @@ def discover_plugins() -> PluginRegistry:
         if record.state not in (State.READY, State.DISABLED):
             _warn(record)
     return registry
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """What plugins print meanwhile goes to stderr; a stream of its own, for one may close it."""
+    try:
+        stream = os.fdopen(os.dup(2), "w", errors="replace")
+    except OSError:  # there is no stderr
+        yield
+        return
+    with suppress(OSError, ValueError), stream, redirect_stdout(stream):
+        yield
+
+
+def disabled_reason(entry_point: EntryPoint) -> tuple[str, str] | None:
+    """Why an entry point may not be loaded, and what to do about it, where the user has switched it off."""
+    return _Disabled().why(PluginRecord(entry_point.name, entry_point.value, State.READY, dist=entry_point.dist))
 
 
 def _warn(record: PluginRecord) -> None:
@@ -163,11 +190,13 @@ def _readable_entry_points() -> tuple[list[EntryPoint], list[PluginRecord]]:
 
 
 def _discover_one(
-    entry_point: EntryPoint, record: PluginRecord, registry: PluginRegistry, holders: dict[str, str]
+    entry_point: EntryPoint, record: PluginRecord, registry: PluginRegistry, holders: _Holders
 ) -> PluginRecord:
     started = imported = perf_counter()
     phase = "load"
     try:
+        if not entry_point.pattern.match(entry_point.value):
+            raise InvalidPlugin(f"the entry point's value {entry_point.value!r} names no object", _ENTRY_POINT)
         loaded = entry_point.load()
         imported = perf_counter()
         phase = "create"
@@ -176,16 +205,21 @@ def _discover_one(
         offer = _collect(plugin)
         record = replace(record, name=offer.name, types=tuple(offer.offers), offers=offer.offers, note=offer.note)
         phase = "register"
-        _check_conflicts(offer, holders, record)
+        holders.take(offer, record)
         _register(offer, registry)
     except KeyboardInterrupt:
         raise
     except InvalidPlugin as error:
         state = State.CONFLICT if isinstance(error, _Conflict) else State.INVALID
-        record = replace(record, state=state, reason=str(error), remedy=error.remedy)
+        # A plugin may raise it as well, and in its own way.
+        record = replace(record, state=state, reason=in_words(error), remedy=_said_remedy(error) or _remedy(record))
+    except ModuleNotFoundError as error:
+        package = record.distribution or record.target.split(":")[0]
+        missing = f"install what is missing, or reinstall {package}"
+        record = replace(record, state=State.FAILED, reason=_one_line(error, phase), remedy=missing)
     except BaseException as error:
         # SystemExit and the like are a plugin's failure, not the host's end.
-        record = replace(record, state=State.FAILED, reason=_one_line(error, phase), remedy=_remedy(error, record))
+        record = replace(record, state=State.FAILED, reason=_one_line(error, phase), remedy=_remedy(record))
     milliseconds = (imported - started) * 1000
     if milliseconds > _SLOW_IMPORT and not record.note:
         slow = f"its import takes {milliseconds:.0f} ms: `pynchy plugins check {record.entry_point}` says of what"
@@ -239,23 +273,32 @@ def _platform(plugin: RuntimePlugin) -> tuple[bool, str]:
     return False, "does not match this platform" + (f": {reason}" if reason else "")
 
 
-def _check_conflicts(offer: _Offer, holders: dict[str, str], record: PluginRecord) -> None:
-    """Take the plugin's names. They share one space, for each is the beginning of tools' names."""
-    this = record.distribution or record.target
-    if holder := holders.get(offer.name):
-        raise _Conflict(
-            f"the name {offer.name!r} already belongs to the plugin of entry point {holder!r}",
-            f"uninstall one of the two ({this} is this one), or rename one",
-        )
-    prefixes = {tool_prefix(name) for name in (offer.name, *offer.offers.get("mcp", ()))}
-    for prefix in sorted(prefixes):
-        if holder := holders.get(prefix):
+class _Holders:
+    """Who has which name. Names of plugins and servers are the beginnings of their tools' names."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._prefixes: dict[str, str] = {tool_prefix(OWN_SERVER): ""}
+
+    def take(self, offer: _Offer, record: PluginRecord) -> None:
+        """Give the plugin its names; _Conflict where another has one, or one whose tools could be taken for its."""
+        this = record.distribution or record.target
+        if holder := self._names.get(offer.name):
             raise _Conflict(
-                f"its tools would be called {prefix}*, as those of the plugin of entry point {holder!r} are",
-                f"uninstall one of the two ({this} is this one), or give its server another name",
+                f"the name {offer.name!r} already belongs to the plugin of entry point {holder!r}",
+                f"uninstall one of the two ({this} is this one), or rename one",
             )
-    for taken in (offer.name, *prefixes):
-        holders[taken] = record.entry_point
+        prefixes = sorted({tool_prefix(name) for name in (offer.name, *offer.offers.get("mcp", ()))})
+        for prefix in prefixes:
+            for taken, holder in self._prefixes.items():
+                if prefix.startswith(taken) or taken.startswith(prefix):
+                    others = f"those of the plugin of entry point {holder!r}" if holder else "our own"
+                    raise _Conflict(
+                        f"its tools would be called {prefix}*, as {others} are ({taken}*)",
+                        f"uninstall one of the two ({this} is this one), or give its server another name",
+                    )
+        self._names[offer.name] = record.entry_point
+        self._prefixes |= dict.fromkeys(prefixes, record.entry_point)
 
 
 def _register(offer: _Offer, registry: PluginRegistry) -> None:
@@ -280,8 +323,15 @@ def _one_line(error: BaseException, phase: str) -> str:
     return f"{doing.get(phase, phase)} raised {in_words(error)}"
 
 
-def _remedy(error: BaseException, record: PluginRecord) -> str:
+def _remedy(record: PluginRecord) -> str:
     package = record.distribution or record.target.split(":")[0]
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"install what is missing, or reinstall {package}"
     return f"update or uninstall {package}, or report it to its author"
+
+
+def _said_remedy(error: InvalidPlugin) -> str:
+    try:
+        return sentence(error.remedy)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return ""

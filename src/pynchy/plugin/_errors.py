@@ -16,13 +16,24 @@ class InvalidPlugin(Exception):
         self.remedy = remedy
 
 
+def sentence(text: object, longest: int = 300) -> str:
+    """What may stand in a record: one line that can be printed and stored, and not too long; empty for what cannot."""
+    try:
+        words = " ".join(str(text).split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return ""
+    words = words.encode("utf-8", "replace").decode()
+    return words if len(words) <= longest else f"{words[:longest]} ..."
+
+
 def in_words(error: BaseException) -> str:
     """The error's type and text, on one line; an error that cannot even be printed by its type alone."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
-    return type(error).__name__ + (f": {text[:300]}" if text else "")
+    text = sentence(error)
+    if isinstance(error, InvalidPlugin) and text:
+        return text
+    return type(error).__name__ + (f": {text}" if text else "")
 
 
 class PluginRaised(Exception):
@@ -30,13 +41,13 @@ class PluginRaised(Exception):
 
 
 def ask(call: Callable[[], _Answer]) -> _Answer:
-    """Call into a plugin. Whatever it raises, `SystemExit` and worse included, becomes PluginRaised.
+    """Call into a plugin. Whatever comes of it but an answer, `SystemExit` and worse included, is PluginRaised.
 
-    InvalidPlugin, which says what its author should change, and KeyboardInterrupt pass.
+    KeyboardInterrupt passes.
     """
     try:
         return call()
-    except (KeyboardInterrupt, InvalidPlugin):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise PluginRaised(in_words(error)) from error

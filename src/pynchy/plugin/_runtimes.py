@@ -224,7 +224,7 @@ def _by_name(registry: PluginRegistry, wanted: str) -> ContainerRuntime:
             f"available: {', '.join(sorted(known - set(broken)))}. Mend or uninstall the plugin, or unset it."
         )
     raise RuntimeError(
-        f"Unknown CONTAINER_RUNTIME={wanted!r}; available: {', '.join(sorted(known))}. "
+        f"Unknown CONTAINER_RUNTIME={wanted!r}; available: {', '.join(sorted(known - set(broken)))}. "
         f"Set it to one of these, install the plugin that provides it, or unset it."
     )
 

@@ -42,7 +42,7 @@ def skill_files(path: Path) -> Iterator[tuple[str, Path]]:
             found = Path(directory, name)
             if name in names and not found.is_symlink():
                 continue
-            real = found.resolve()
+            real = _target(found)
             if found.is_symlink() and (root not in real.parents or not real.is_file()):
                 raise InvalidPlugin(
                     f"the skill {path.name} has a link that leaves it, {found.relative_to(root)}",
@@ -60,6 +60,13 @@ def skill_files(path: Path) -> Iterator[tuple[str, Path]]:
                 )
             yield str(found.relative_to(root)), real
         names[:] = sorted(name for name in names if name != "__pycache__")
+
+
+def _target(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a link that leads to itself
+        return Path("/")
 
 
 def _problems(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from pynchy.plugin._skills import check_skill
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 #: `docker` is the built-in runtime and always reachable under its name; `pynchy` is our own MCP server.
-RESERVED_NAMES = frozenset({"docker", "pynchy"})
+OWN_SERVER = "pynchy"
+RESERVED_NAMES = frozenset({"docker", OWN_SERVER})
 
 
 def check_name(plugin: Any) -> str:
@@ -73,9 +75,17 @@ def check_source(source: Any, packages: Mapping[str, Path]) -> Path:
     """A directory of the plugin's own, whose content may be shown to every agent; InvalidPlugin for any other."""
     if not isinstance(source, Path):
         raise InvalidPlugin(f"host_source is {type(source).__name__}", "set `host_source=Path(__file__).parent`")
-    path = source.resolve()
-    if not path.is_dir():
+    try:
+        path = source.resolve()
+    except (OSError, RuntimeError, ValueError):  # a link that leads to itself, a path that cannot be one
+        path = None
+    if path is None or not path.is_dir():
         raise InvalidPlugin(f"host_source {source} is not a directory", "point it at the package's directory")
+    if not packages:
+        raise InvalidPlugin(
+            f"host_source {source} is not the plugin's own, for it is a single module",
+            "make the plugin a package, a directory with an __init__.py",
+        )
     if not _inside(path, packages):
         raise InvalidPlugin(
             f"host_source {source} is outside the plugin's own package", "set `host_source=Path(__file__).parent`"
@@ -120,11 +130,13 @@ def _check_hook(event: str, item: Any, packages: Mapping[str, Path]) -> AgentHoo
     hook = item if isinstance(item, AgentHook) else AgentHook(item)
     if hook.matcher is not None:
         try:
-            re.compile(hook.matcher)
-        except (re.error, TypeError):
+            valid = isinstance(hook.matcher, str) and re.compile(hook.matcher)
+        except re.error:
+            valid = None
+        if not valid:
             raise InvalidPlugin(
                 f"the matcher of a hook for {event} is {hook.matcher!r}", "use a regular expression for tools' names"
-            ) from None
+            )
     if not isinstance(hook.timeout, int | float) or not 0 < hook.timeout <= 50:
         raise InvalidPlugin(f"the timeout of a hook for {event} is {hook.timeout!r}", "use 1 to 50 seconds")
     if hook.fail_closed and event not in GATING_EVENTS:
@@ -187,6 +199,8 @@ def check_tools(tools: Any) -> list[HostTool]:
 def _check_schema(tool: HostTool) -> None:
     schema = tool.input_schema
     try:
+        if not isinstance(schema, Mapping):
+            raise TypeError
         plain = json.loads(json.dumps(dict(schema)))
     except (TypeError, ValueError, RecursionError):
         raise InvalidPlugin(f"the input_schema of the tool {tool.name} is no JSON", "write it as a dict") from None
@@ -206,6 +220,12 @@ def _check_schema(tool: HostTool) -> None:
 
 def compile_schema(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
     """A function that returns a value which fits the schema and raises ValueError for one that does not."""
+    return _compiled(json.dumps(dict(schema), sort_keys=True))
+
+
+@lru_cache(maxsize=1000)
+def _compiled(schema: str) -> Callable[[Any], Any]:
+    """By its text, for every agent's start asks for the same ones."""
     import fastjsonschema
 
     def refuse(uri: str) -> Any:
@@ -213,4 +233,4 @@ def compile_schema(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
 
     elsewhere: dict[str, Callable[[str], Any]] = dict.fromkeys(("http", "https", "ftp", "file"), refuse)
     # A default would be written into the arguments that the agent gave.
-    return fastjsonschema.compile(dict(schema), handlers=elsewhere, use_default=False)
+    return fastjsonschema.compile(json.loads(schema), handlers=elsewhere, use_default=False)

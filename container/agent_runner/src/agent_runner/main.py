@@ -36,6 +36,11 @@ async def _run(read_fd: int, write_fd: int) -> int:
             first = await anext(frames, None)
             if first is None:
                 return 0
+            if first.type == "check":
+                from agent_runner.check import check
+
+                await check(link, ContainerInput.from_dict(first.json_body()))
+                return 0
             ids, given = _read_input(first)
             hooks = plugin_hooks(given.plugin_hooks or {}, str(WORKSPACE), RUNNER, _reporter(link))
             async with model_bridge(link) as bridge, hooks as running_hooks:

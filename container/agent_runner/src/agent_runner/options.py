@@ -53,12 +53,7 @@ def build_options(
     `host_tools` are our own servers by name, which no plugin can take the place of.
     """
     servers: dict[str, Any] = {
-        name: {
-            "command": server["command"],
-            "args": server["args"],
-            "env": _server_env(name, server.get("env") or {}, server.get("data")),
-        }
-        for name, server in (given.plugin_mcp_servers or {}).items()
+        name: server_parameters(name, server) for name, server in (given.plugin_mcp_servers or {}).items()
     }
     servers |= host_tools
     # Where it fails, whether a tool has run would not be on record: then none may.
@@ -91,11 +86,16 @@ def build_options(
     )
 
 
-def _server_env(name: str, env: dict[str, str], data: str | None) -> dict[str, str]:
-    """A plugin server's environment: its own sources come first on the import path, `pynchy.plugin` last."""
+def server_parameters(name: str, server: dict[str, Any]) -> dict[str, Any]:
+    """How a plugin's server is started: its own sources come first on the import path, `pynchy.plugin` last."""
+    env = server.get("env") or {}
     paths = [str(WORKSPACE / "plugins" / name), env.get("PYTHONPATH", ""), RUNNER]
-    folder = {"PYNCHY_DATA": str(WORKSPACE / "data" / data)} if data else {}
-    return {**env, "PYTHONPATH": os.pathsep.join(path for path in paths if path), **folder}
+    folder = {"PYNCHY_DATA": str(WORKSPACE / "data" / server["data"])} if server.get("data") else {}
+    return {
+        "command": server["command"],
+        "args": server["args"],
+        "env": {**env, "PYTHONPATH": os.pathsep.join(path for path in paths if path), **folder},
+    }
 
 
 def _sdk_env(model_url: str) -> dict[str, str]:

@@ -117,18 +117,18 @@ class PluginProcess:
         except (HookFailed, OSError) as failed:
             return {"": str(failed)}
 
-    async def call(self, function: str, arguments: list[Any], timeout: float) -> dict[str, Any]:
+    async def call(self, function: str, arguments: list[Any], within: float) -> dict[str, Any]:
         """Call a hook; HookFailed where it gives no answer within so many seconds, or none that can be used."""
         if self._hangs[function] >= _MOST_HANGS:
             raise HookFailed(f"{function} has hung {_MOST_HANGS} times and is left out")
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 return await (await self._running()).call(function, arguments)
         except TimeoutError:
             self._hangs[function] += 1
             if self._process:
                 self._process.kill()
-            raise HookFailed(f"{function} gave no answer within {timeout:g} s, so its process was ended") from None
+            raise HookFailed(f"{function} gave no answer within {within:g} s, so its process was ended") from None
         except OSError as error:
             raise HookFailed(f"the process of its hooks cannot be started: {error}") from None
 
@@ -171,6 +171,13 @@ class PluginHooks:
         """Start every process, without waiting: the SDK takes longer."""
         for plugin, process in self._processes.items():
             self._starting[plugin] = asyncio.get_running_loop().create_task(process.imported())
+
+    async def imported(self, within: float) -> dict[str, str]:
+        """Wait at most so many seconds: by plugin, why hooks of it cannot be called, or an empty string."""
+        if self._starting:
+            await asyncio.wait(self._starting.values(), timeout=within)
+        slow = f"they were not imported within {within:.0f} s"
+        return {**dict.fromkeys(self._starting, slow), **self.troubles()}
 
     def troubles(self) -> dict[str, str]:
         """What is known by now: by plugin, why hooks of it cannot be called, or an empty string."""

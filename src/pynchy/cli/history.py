@@ -1,0 +1,38 @@
+"""`pynchy history export`: a group's conversations as Markdown, on stdout or in a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from pynchy.cli.output import complain, complain_of_system
+from pynchy.history import NoHistory, export_markdown
+from pynchy.home import pynchy_home
+
+
+def export(folder: str, output: Path | None) -> int:
+    """Write it; a file is there whole or not at all."""
+    pieces = export_markdown(pynchy_home() / "pynchy.db", folder)
+    try:
+        if output is None:
+            for piece in pieces:
+                sys.stdout.write(piece)
+            sys.stdout.flush()
+            return 0
+        handle, name = tempfile.mkstemp(prefix=f".{output.name}-", dir=output.absolute().parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.writelines(pieces)
+            Path(name).replace(output)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except NoHistory as error:
+        return complain(f"{error}.")
+    except BrokenPipeError:
+        return 1  # nobody reads what is printed
+    except OSError as error:
+        return complain_of_system(error)
+    return 0

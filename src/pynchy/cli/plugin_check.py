@@ -1,0 +1,330 @@
+"""`pynchy plugins check`: load a plugin as a start would, and try each of its parts where it will run.
+
+The host's part is loaded in a process of its own, which may die of it. The agent's part is tried inside a container
+of the runtime that would run the agent. Of an installed plugin that works, an earlier death is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import uuid
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import uv
+
+from pynchy.cli.output import complain, complain_of_system, configure_logging, tell
+from pynchy.config import SettingsError, load_settings
+from pynchy.container_runner import CLIENT_VARIABLES, run_args
+from pynchy.conversations import agent_owner
+from pynchy.home import pynchy_home
+from pynchy.plugin import GROUP, ContainerRuntime, RuntimeUnavailable, discover_plugins
+from pynchy.plugin._crashes import CrashLog
+from pynchy.runtime import agent_image, get_runtime
+from pynchy.types import ContainerInput, Group, RunSpec, VolumeMount
+from pynchy.wire import MAX_LINE, WireError, encode, json_frame, read_frames
+from pynchy.workspace import attachments_folder, group_folder, group_mounts, stage_runner
+
+_LOAD_WITHIN = 60.0  # seconds
+_INSTALL_WITHIN = 300.0  # seconds
+_CONTAINER_WITHIN = 150.0  # seconds
+_SLOW_IMPORT = 200.0  # milliseconds
+
+
+@dataclass
+class _Findings:
+    """What was found of one plugin: the lines to print, and whether it works."""
+
+    lines: list[str] = field(default_factory=list)
+    works: bool = True
+
+    def ok(self, text: str) -> None:
+        """A part that works."""
+        self.lines.append(f"ok     {text}")
+
+    def warn(self, text: str) -> None:
+        """What does not keep it from working."""
+        self.lines.append(f"note   {text}")
+
+    def wrong(self, text: str, remedy: str = "") -> None:
+        """What does."""
+        self.works = False
+        self.lines.append(f"WRONG  {text}")
+        if remedy:
+            self.lines.append(f"       -> {remedy}")
+
+
+class _CannotCheck(Exception):
+    """The check itself cannot be made; the message says why."""
+
+
+def check(target: str) -> int:
+    """Check the installed plugin of that name, or the project in that directory; 0 where everything works."""
+    configure_logging("critical")
+    try:
+        with tempfile.TemporaryDirectory(prefix="pynchy-check-") as directory:
+            findings = _check(target, Path(directory))
+    except (_CannotCheck, SettingsError) as error:
+        return complain(str(error))
+    except OSError as error:
+        return complain_of_system(error)
+    for line in findings.lines:
+        print(line)
+    return 0 if findings.works else 1
+
+
+def _check(target: str, directory: Path) -> _Findings:
+    path = Path(target)
+    if path.is_dir() and ("/" in target or (path / "pyproject.toml").is_file()):
+        installed = directory / "installed"
+        _install(path, installed)
+        arguments, search = ["--only", str(installed)], [str(installed)]
+    else:
+        arguments, search = ["--entry-point", _entry_point_name(target)], []
+    findings = _Findings()
+    loaded = _load(directory, arguments, search, findings)
+    for result in loaded:
+        _judge_record(result, findings, [*search], directory, arguments)
+        if result["record"]["state"] == "ready":
+            _judge_parts(result, directory, findings)
+    if findings.works and not search:
+        _forget_death(arguments[1])
+    return findings
+
+
+# --- the host's part ----------------------------------------------------------------------------------------
+
+
+def _entry_point_name(target: str) -> str:
+    """The entry point that is meant by its own name, its distribution's, or the name the plugin gives itself."""
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if target in points:
+        return target
+    for name, point in points.items():
+        if point.dist and point.dist.name == target:
+            return name
+    for record in discover_plugins().records:
+        if record.name == target:
+            return record.entry_point
+    raise _CannotCheck(
+        f"No plugin is called {target!r}; installed are: {', '.join(sorted(points)) or 'none'}. "
+        "A directory is checked by its path, as in `pynchy plugins check ./my-plugin`."
+    )
+
+
+def _install(project: Path, target: Path) -> None:
+    """Build the project and unpack it into a directory of its own, as an installation would."""
+    tell(f"Building {project} ...")
+    command = [uv.find_uv_bin(), "pip", "install", "--quiet", "--no-config", "--no-deps", "--python", sys.executable]
+    if find_spec("hatchling"):  # what is at hand need not be fetched
+        command.append("--no-build-isolation")
+    done = subprocess.run(
+        [*command, "--target", str(target), str(project.absolute())],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=_INSTALL_WITHIN,
+    )
+    if done.returncode:
+        raise _CannotCheck(f"{project} cannot be built: {_tail(done.stderr)}")
+
+
+def _load(directory: Path, arguments: list[str], search: list[str], findings: _Findings) -> list[dict[str, Any]]:
+    try:
+        done = _child(directory, arguments, search)
+    except subprocess.TimeoutExpired:
+        findings.wrong(
+            f"loading it did not end within {_LOAD_WITHIN:.0f} s", "move what takes so long out of the import"
+        )
+        return []
+    output = directory / "output"
+    if not output.exists():
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        said = f": {_tail(done.stderr)}" if done.stderr.strip() else ""
+        findings.wrong(f"loading it ended the process ({how}){said}", "a start would leave it out from then on")
+        return []
+    results = json.loads(output.read_text())
+    if not results:
+        findings.wrong(
+            f"it has no entry point in the group {GROUP}", f'add [project.entry-points."{GROUP}"] to its pyproject.toml'
+        )
+    return results
+
+
+def _child(directory: Path, arguments: list[str], search: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    settings = load_settings()
+    uid, gid = agent_owner(settings)
+    home = directory / "home"
+    env = {name: value for name, value in os.environ.items() if name not in _SWITCHES}
+    env |= {"PYNCHY_HOME": str(home), "PYTHONPATH": os.pathsep.join([*search, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, *options, "-m", "pynchy.cli.plugin_check_process"]
+    return subprocess.run(
+        [*command, str(directory / "output"), str(home), f"{uid}:{gid}", *arguments],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        timeout=_LOAD_WITHIN,
+        env={name: value for name, value in env.items() if value},
+    )
+
+
+_SWITCHES = ("PYNCHY_PLUGINS_DISABLED", "PYNCHY_SAFE_MODE")
+
+
+def _judge_record(
+    result: dict[str, Any], findings: _Findings, search: list[str], directory: Path, arguments: list[str]
+) -> None:
+    record = result["record"]
+    subject = f"{record['entry_point']} = {record['target']}"
+    if record["state"] != "ready":
+        findings.wrong(f"{subject}: {record['reason']}", record["remedy"])
+        return
+    findings.ok(f"{subject} is the plugin {record['name']!r}: {', '.join(record['types'])}")
+    milliseconds = record["import_milliseconds"]
+    if milliseconds > _SLOW_IMPORT:
+        slow = _slowest(_child(directory, arguments, search, "-X", "importtime").stderr)
+        findings.warn(
+            f"its import takes {milliseconds:.0f} ms, which every start pays{slow}; import it where it is used"
+        )
+    if "runtime" in record["types"] and record["note"]:
+        findings.warn(f"its runtime: {record['note']}")
+
+
+def _slowest(importtime: str) -> str:
+    """The module that takes longest by itself, of what `-X importtime` has written."""
+    modules = re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s*(\S+)$", importtime, re.MULTILINE)
+    ours = ("pynchy.", "encodings", "site")
+    timed = [(int(microseconds), module) for microseconds, module in modules if not module.startswith(ours)]
+    if not timed:
+        return ""
+    microseconds, module = max(timed)
+    return f", {microseconds / 1000:.0f} ms of it {module}"
+
+
+def _forget_death(name: str) -> None:
+    with CrashLog.open(pynchy_home()) as crashes:
+        for point in entry_points(group=GROUP):
+            if point.name == name:
+                crashes.forget(point)
+
+
+# --- the agent's part ---------------------------------------------------------------------------------------
+
+
+def _judge_parts(result: dict[str, Any], directory: Path, findings: _Findings) -> None:
+    offers = result["record"]["offers"]
+    for part, trouble in result["troubles"].items():
+        findings.wrong(f"its {part}: {trouble}")
+    if offers.get("skills"):
+        findings.ok(f"skills: {', '.join(offers['skills'])}")
+    if offers.get("tools"):
+        findings.ok(f"host tools: {', '.join(offers['tools'])}")
+    if "channel" in offers:
+        findings.ok("channel: it is created and connected by `pynchy run` alone")
+    for path in result["binaries"]:
+        findings.warn(f"{path} is built for this machine and may not run in the container: see the `container` extra")
+    if not result["mcp_servers"] and not result["hooks"]:
+        return
+    try:
+        checked = asyncio.run(_in_container(result, directory))
+    except (RuntimeUnavailable, RuntimeError, WireError) as error:
+        findings.wrong(f"its agent-side parts could not be tried in a container: {error}")
+        return
+    for name, server in checked["servers"].items():
+        if server["trouble"]:
+            said = f"; it wrote: {_tail(server['stderr'])}" if server.get("stderr") else ""
+            findings.wrong(f"the MCP server {name} does not start: {server['trouble']}{said}", _MISSING)
+            continue
+        tools = [tool["name"] for tool in server["tools"]]
+        findings.ok(f"the MCP server {name} offers: {', '.join(tools) or 'no tools'}")
+        for tool in server["tools"]:
+            if not tool["description"].strip():
+                findings.warn(f"the tool {tool['name']} of {name} has no description for the model")
+    for trouble in checked["hooks"].values():
+        if trouble:
+            findings.wrong(f"its hooks: {trouble}", _MISSING)
+    if result["hooks"] and not any(checked["hooks"].values()):
+        findings.ok(f"hooks: {', '.join(result['hooks'])}")
+
+
+_MISSING = (
+    "in the container there are the standard library, the agent's packages, `pynchy.plugin` and what the plugin's "
+    "`container` extra names (`pynchy image build`); import what only the host has inside the method that needs it"
+)
+
+
+async def _in_container(result: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Run the plugin's servers and hooks in a container of the runtime that agents have, and return what came of it."""
+    settings = load_settings()
+    owner = agent_owner(settings)
+    runtime = await asyncio.to_thread(_ready_runtime)
+    home, group = directory / "home", Group("check:", "check", "check")
+    mounts = group_mounts(group_folder(home, group, owner), stage_runner(home), attachments_folder(home, group))
+    spec = RunSpec(
+        mounts=(*mounts, *(VolumeMount(**mount) for mount in result["mounts"])),
+        container_name=f"pynchy-check-{uuid.uuid4().hex[:12]}",
+        image=agent_image(),
+        user=owner,
+    )
+    given = ContainerInput(
+        "", "check", "check:", plugin_mcp_servers=result["mcp_servers"], plugin_hooks=result["hooks"]
+    )
+    process = await asyncio.create_subprocess_exec(
+        runtime.cli,
+        *run_args(runtime, spec),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=2 * MAX_LINE,
+        env={name: os.environ[name] for name in CLIENT_VARIABLES if name in os.environ},
+    )
+    try:
+        async with asyncio.timeout(_CONTAINER_WITHIN):
+            return await _ask(process, given)
+    except TimeoutError:
+        raise RuntimeError(f"it gave no answer within {_CONTAINER_WITHIN:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+        if stop := getattr(runtime, "stop", None):
+            await asyncio.to_thread(stop, spec.container_name)
+        await process.communicate()  # which closes its pipes
+
+
+async def _ask(process: asyncio.subprocess.Process, given: ContainerInput) -> dict[str, Any]:
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    for piece in encode(json_frame("check", given.to_dict(), id="check")):
+        process.stdin.write(piece)
+    said = asyncio.ensure_future(process.stderr.read())
+    async for frame in read_frames(process.stdout):
+        if frame.type == "checked":
+            said.cancel()
+            return frame.json_body()
+        if frame.type == "error":
+            raise RuntimeError(str(frame.fields.get("reason"))[:500])
+    raise RuntimeError(_tail((await said).decode("utf-8", "replace")) or "the container ended without an answer")
+
+
+def _ready_runtime() -> ContainerRuntime:
+    runtime = get_runtime(discover_plugins())
+    runtime.ensure_running()
+    if check_image := getattr(runtime, "check_image", None):
+        check_image(agent_image())
+    return runtime
+
+
+def _tail(text: str) -> str:
+    """The end of what a program wrote, on one line."""
+    return " ".join(text.split())[-600:]
