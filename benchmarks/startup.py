@@ -16,7 +16,7 @@ from statistics import median
 from benchmarks.table import Row
 
 RUNS = 10
-_LIBRARIES = "import aiosqlite, dotenv, h11, httpx, pydantic_settings, structlog, typer"
+_LIBRARIES = "import argparse, dotenv, h11, httpx, pydantic_settings, structlog"
 
 
 def measure() -> list[Row]:

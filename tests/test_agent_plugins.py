@@ -1,4 +1,4 @@
-"""What an agent gets of the plugins: an MCP server's way from its spec into the agent's options."""
+"""What an agent gets of the plugins: each part from the plugin through the input into the agent's options."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 from plugin_modules import Discover, discovery, package_in
 from support import REPOSITORY
 
-from pynchy.plugin import McpServerSpec
-from pynchy.types import ContainerInput, VolumeMount
-from pynchy.workspace import plugin_mount, plugin_parts
+from pynchy.agent_plugins import AgentPlugins, plugin_parts, server_mount, stage_skills
+from pynchy.plugin import McpServerSpec, PluginRegistry
+from pynchy.types import ContainerInput, Group, VolumeMount
+
+GROUP = Group("terminal:main", "main", "main", is_main=True)
 
 
 @pytest.fixture
@@ -28,19 +30,52 @@ def source(tmp_path: Path) -> Path:
     return package_in(tmp_path) / "some_package"
 
 
+@pytest.fixture
+def agent_runner(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The agent's side of the options, which is on no import path of the host."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "container/agent_runner/src"))
+    from agent_runner import options
+
+    return options
+
+
+def parts_of(registry: PluginRegistry, tmp_path: Path, group: Group = GROUP) -> AgentPlugins:
+    """What a group's agent gets."""
+    return plugin_parts(registry, tmp_path / "home", group, None)
+
+
+def inside(parts: AgentPlugins) -> dict[str, VolumeMount]:
+    """The mounts by where they are in the container."""
+    return {mount.container_path: mount for mount in parts.mounts}
+
+
+def options_of(agent_runner: Any, given: ContainerInput, **changes: Any) -> Any:
+    """The SDK's options for an input."""
+    return agent_runner.build_options(
+        given, "http://127.0.0.1:1", None, {"pynchy": "ours"}, changes.get("before_tool"), changes.get("hooks", {})
+    )
+
+
+# --- MCP servers --------------------------------------------------------------------------------------------
+
+
 def test_a_package_is_mounted_under_its_name_and_any_other_directory_as_it_is(source: Path, tmp_path: Path) -> None:
-    def mounted(host_source: Path) -> VolumeMount:
-        return plugin_mount(McpServerSpec("voice", "python", [], {}, host_source))
+    def mounted(host_source: Path, packages: dict[str, Path] | None = None) -> VolumeMount:
+        return server_mount(McpServerSpec("voice", "python", [], {}, host_source), packages or {})
 
     assert mounted(source) == VolumeMount(str(source), "/workspace/plugins/voice/some_package", readonly=True)
-    assert mounted(source.parent) == VolumeMount(str(source.parent), "/workspace/plugins/voice", readonly=True)
+    other = tmp_path / "no_package"
+    other.mkdir()
+    assert mounted(other) == VolumeMount(str(other), "/workspace/plugins/voice", readonly=True)
     link = tmp_path / "imported_as"
     link.symlink_to(source)
     assert mounted(link) == VolumeMount(str(source), "/workspace/plugins/voice/imported_as", readonly=True)
+    namespaced = mounted(source, {"acme.voice": source})
+    assert namespaced.container_path == "/workspace/plugins/voice/acme/voice"
 
 
 def test_a_server_goes_from_the_plugin_through_the_input_into_the_agents_options(
-    discover: Discover, source: Path, agent_runner: Any
+    discover: Discover, source: Path, agent_runner: Any, tmp_path: Path
 ) -> None:
     text = """
 class Voice(Good):
@@ -48,40 +83,41 @@ class Voice(Good):
     def mcp_server_spec(self):
         return spec("my.voice", args=["-m", "some_package.mcp"], env={"PYTHONPATH": "/elsewhere", "LEVEL": "3"})
 """
-    parts = plugin_parts(discover(text, voice="Voice", good="Good"))
-    assert parts.mounts == (
-        VolumeMount(str(source), "/workspace/plugins/good/some_package", readonly=True),
-        VolumeMount(str(source), "/workspace/plugins/my.voice/some_package", readonly=True),
-    )
-    sent = ContainerInput("hi", "main", "terminal:main", plugin_mcp_servers=parts.mcp_servers)
+    parts = parts_of(discover(text, voice="Voice", good="Good"), tmp_path)
+    mounts = inside(parts)
+    assert mounts["/workspace/plugins/good/some_package"].host_path == str(source)
+    assert mounts["/workspace/plugins/my.voice/some_package"].readonly
+    data = mounts["/workspace/data/voice"]
+    assert not data.readonly
+    assert Path(data.host_path) == tmp_path / "home/plugin-data/voice/main"
+    assert parts.servers_of == {"my.voice": "voice", "good": "good"}
+    sent = ContainerInput("hi", "main", "terminal:main", plugin_mcp_servers=dict(parts.mcp_servers))
     crossed = ContainerInput.from_dict(json.loads(json.dumps(sent.to_dict())))
     assert crossed == sent
 
-    options = agent_runner.build_options(
-        crossed, "http://127.0.0.1:1", session_store=None, host_tools="ours", before_tool=None
-    )
+    options = options_of(agent_runner, crossed)
     assert set(options.mcp_servers) == {"pynchy", "good", "my.voice"}
     assert options.mcp_servers["pynchy"] == "ours"
     server = options.mcp_servers["my.voice"]
     assert (server["command"], server["args"]) == ("python", ["-m", "some_package.mcp"])
-    assert server["env"]["LEVEL"] == "3"
+    assert (server["env"]["LEVEL"], server["env"]["PYNCHY_DATA"]) == ("3", "/workspace/data/voice")
     assert server["env"]["PYTHONPATH"].split(os.pathsep)[:2] == ["/workspace/plugins/my.voice", "/elsewhere"]
     assert {"mcp__my_voice__*", "mcp__good__*", "mcp__pynchy__*"} <= set(options.allowed_tools)
 
 
 def test_without_plugins_the_agent_has_our_own_server_alone(agent_runner: Any) -> None:
-    options = agent_runner.build_options(
-        ContainerInput("hi", "main", "terminal:main"), "http://127.0.0.1:1", None, "ours", None
-    )
+    options = options_of(agent_runner, ContainerInput("hi", "main", "terminal:main"))
     assert options.mcp_servers == {"pynchy": "ours"}
 
 
 def test_no_plugin_can_take_the_place_of_our_own_server(agent_runner: Any) -> None:
     given = ContainerInput("hi", "main", "terminal:main", plugin_mcp_servers={"pynchy": {"command": "sh", "args": []}})
-    assert agent_runner.build_options(given, "http://127.0.0.1:1", None, "ours", None).mcp_servers == {"pynchy": "ours"}
+    assert options_of(agent_runner, given).mcp_servers == {"pynchy": "ours"}
 
 
-def test_a_plugin_whose_spec_raises_later_is_left_out_of_the_run(discover: Discover) -> None:
+def test_a_plugin_whose_spec_raises_later_is_left_out_of_the_run_and_reported(
+    discover: Discover, tmp_path: Path
+) -> None:
     text = """
 class Fickle(Good):
     name = "fickle"
@@ -92,25 +128,152 @@ class Fickle(Good):
             {failure}
         return spec("fickle")
 """
-    for failure in (
-        "raise OSError('unplugged')",
-        "sys.exit(1)",
-        "return None",
-        "return spec(host_source=SOURCE / 'gone')",
-        "return spec(host_source=Path('/'))",
-        "return spec('pynchy')",
+    for failure, words in (
+        ("raise OSError('unplugged')", "OSError: unplugged"),
+        ("sys.exit(1)", "SystemExit: 1"),
+        ("return None", "returned NoneType"),
+        ("return spec(host_source=SOURCE / 'gone')", "is not a directory"),
+        ("return spec(host_source=Path('/'))", "outside the plugin's own package"),
+        ("return spec('pynchy')", "is reserved"),
+        ("return spec('good')", ""),
     ):
-        registry = discover(text.replace("{failure}", failure), a="Fickle", b="Good")
+        registry = discover(text.replace("{failure}", failure), a="Good", b="Fickle")
         assert len(registry.mcp_servers) == 2
-        parts = plugin_parts(registry)
+        parts = parts_of(registry, tmp_path)
         assert list(parts.mcp_servers) == ["good"]
-        assert [mount.container_path for mount in parts.mounts] == ["/workspace/plugins/good/some_package"]
+        assert "/workspace/plugins/fickle/some_package" not in inside(parts)
+        (report,) = parts.reports
+        assert (report.plugin, report.part) == ("fickle", "mcp")
+        assert words in report.trouble
 
 
-@pytest.fixture
-def agent_runner(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The agent's side of the options, which is on no import path of the host."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "container/agent_runner/src"))
-    from agent_runner import options
+# --- skills -------------------------------------------------------------------------------------------------
 
-    return options
+
+def skill(directory: Path, name: str, text: str = "Do it well.") -> Path:
+    """A skill's directory."""
+    path = directory / name
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "SKILL.md").write_text(f"---\nname: {name}\ndescription: How to {name}.\n---\n\n{text}\n")
+    return path
+
+
+def test_skills_are_staged_under_their_plugins_name_with_whole_trees_and_modes(tmp_path: Path) -> None:
+    one = skill(tmp_path / "one", "cook")
+    (one / "scripts").mkdir()
+    (one / "scripts" / "stir.sh").write_text("#!/bin/sh\n")
+    (one / "scripts" / "stir.sh").chmod(0o700)
+    (one / "linked.txt").symlink_to("SKILL.md")
+    same_name = skill(tmp_path / "two", "cook", "Do it otherwise.")
+    staged = stage_skills(tmp_path / "home", {"alice": [one], "bob": [same_name]})
+    assert json.loads((staged / "alice/.claude-plugin/plugin.json").read_text()) == {"name": "alice"}
+    assert "otherwise" not in (staged / "alice/skills/cook/SKILL.md").read_text()
+    assert "otherwise" in (staged / "bob/skills/cook/SKILL.md").read_text()
+    assert (staged / "alice/skills/cook/scripts/stir.sh").stat().st_mode & 0o777 == 0o755
+    linked = staged / "alice/skills/cook/linked.txt"
+    assert linked.read_text() == (one / "SKILL.md").read_text()
+    assert not linked.is_symlink()
+    assert not [path for path in staged.rglob("*") if path.stat().st_mode & 0o022]
+
+
+def test_staged_skills_are_reused_until_a_file_changes(tmp_path: Path) -> None:
+    path = skill(tmp_path, "cook")
+    first = stage_skills(tmp_path / "home", {"alice": [path]})
+    assert stage_skills(tmp_path / "home", {"alice": [path]}) == first
+    (path / "SKILL.md").write_text((path / "SKILL.md").read_text() + "More salt.\n")
+    second = stage_skills(tmp_path / "home", {"alice": [path]})
+    assert second != first
+    assert "More salt." in (second / "alice/skills/cook/SKILL.md").read_text()
+
+
+def test_a_skill_reaches_the_agent_beside_our_own(discover: Discover, tmp_path: Path, agent_runner: Any) -> None:
+    skill(package_in(tmp_path), "cook")
+    text = """
+class Kitchen(SkillPlugin):
+    name = "kitchen"
+    def skill_paths(self): return [Path(__file__).parent / "cook"]
+"""
+    parts = parts_of(discover(text, kitchen="Kitchen"), tmp_path)
+    assert parts.skills == ("pynchy", "kitchen")
+    staged = Path(inside(parts)["/workspace/skills"].host_path)
+    assert inside(parts)["/workspace/skills"].readonly
+    assert (staged / "pynchy/skills/chat-memory/SKILL.md").is_file()
+    options = options_of(agent_runner, ContainerInput("hi", "main", "x", plugin_skills=list(parts.skills)))
+    assert [plugin["path"] for plugin in options.plugins] == ["/workspace/skills/pynchy", "/workspace/skills/kitchen"]
+
+
+# --- hooks and tools ----------------------------------------------------------------------------------------
+
+
+def test_hooks_are_named_and_their_package_mounted(discover: Discover, tmp_path: Path, agent_runner: Any) -> None:
+    text = """
+class Watch(HookPlugin):
+    name = "watch"
+    def agent_hooks(self):
+        return {"Stop": [a_hook], "PreToolUse": [AgentHook(a_hook, matcher="Bash", timeout=2, fail_closed=True)]}
+"""
+    parts = parts_of(discover(text, watch="Watch"), tmp_path)
+    package = package_in(tmp_path)
+    assert inside(parts)[f"/workspace/hooks/watch/{package.name}"] == VolumeMount(
+        str(package), f"/workspace/hooks/watch/{package.name}", readonly=True
+    )
+    (stop,) = parts.hooks["Stop"]
+    function = stop["function"]
+    assert function.startswith(f"{package.name}.module_")
+    assert function.endswith(":a_hook")
+    assert parts.hooks["PreToolUse"] == [
+        {"plugin": "watch", "function": function, "matcher": "Bash", "timeout": 2.0, "fail_closed": True}
+    ]
+    assert parts.hook_plugins == {"watch"}
+    assert json.loads(json.dumps(dict(parts.hooks))) == parts.hooks
+
+
+def test_our_own_hook_stands_before_the_plugins_and_blocks_where_it_fails(agent_runner: Any) -> None:
+    options = options_of(
+        agent_runner,
+        ContainerInput("hi", "main", "x"),
+        before_tool="ours",
+        hooks={"PreToolUse": ["theirs"], "Stop": []},
+    )
+    ours, theirs = options.hooks["PreToolUse"]
+    assert (ours.hooks, ours.on_failure, theirs) == (["ours"], "block", "theirs")
+
+
+def test_host_tools_are_described_to_the_agent_without_their_handlers(discover: Discover, tmp_path: Path) -> None:
+    text = """
+class Vault(ToolPlugin):
+    name = "vault"
+    def tools(self): return [tool("open"), tool("close", schema={"type": "object", "properties": {"hard": {}}})]
+"""
+    parts = parts_of(discover(text, vault="Vault"), tmp_path)
+    assert list(parts.tools["vault"]) == ["open", "close"]
+    described = parts.tool_descriptions()
+    assert json.loads(json.dumps(described)) == described
+    assert [set(one) for one in described["vault"]] == [{"name", "description", "input_schema"}] * 2
+
+
+# --- who has what -------------------------------------------------------------------------------------------
+
+
+def test_a_group_has_the_plugins_it_names_and_no_part_of_another(discover: Discover, tmp_path: Path) -> None:
+    text = """
+class Voice(Good, HookPlugin, ToolPlugin):
+    name = "voice"
+    def mcp_server_spec(self): return spec("voice-server")
+    def agent_hooks(self): return {"Stop": [a_hook]}
+    def tools(self): return [tool()]
+"""
+    registry = discover(text, voice="Voice", good="Good")
+    for plugins, servers in ((None, {"voice-server", "good"}), (("good",), {"good"}), ((), set())):
+        parts = parts_of(registry, tmp_path, Group("x", "x", "x", plugins=plugins))
+        assert set(parts.mcp_servers) == servers
+        assert bool(parts.hooks) == bool(parts.tools) == (plugins is None)
+        assert [path for path in inside(parts) if "voice" in path] == [] or plugins is None
+
+
+def test_a_link_in_the_place_of_a_plugins_data_folder_is_refused(discover: Discover, tmp_path: Path) -> None:
+    folder = tmp_path / "home/plugin-data/good"
+    folder.mkdir(parents=True)
+    (folder / "main").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="is a link"):
+        parts_of(discover(good="Good"), tmp_path)

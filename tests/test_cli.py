@@ -264,7 +264,7 @@ def test_help_and_python_m_pynchy_work() -> None:
     done = pynchy("--help")
     assert done.returncode == 0
     for command in ("run", "chat", "ask", "plugins", "doctor", "image"):
-        assert f"\n  {command} " in done.stdout
+        assert f"\n    {command} " in done.stdout
 
 
 def test_the_plugin_list_names_each_plugin_with_its_types(any_runtime: str) -> None:

@@ -164,7 +164,7 @@ def test_an_installed_pynchy_has_its_command(environment: Environment) -> None:
     command = environment.python.with_name("pynchy")
     done = subprocess.run([str(command), "--help"], capture_output=True, text=True, timeout=60, cwd=environment.path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^  doctor  ", done.stdout, re.MULTILINE)
+    assert re.search(r"^ +doctor  ", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("directory", [REPOSITORY, *PLUGINS], ids=lambda path: path.name)

@@ -31,7 +31,8 @@ from pynchy.home import control_socket, make_private
 from pynchy.model_gateway import ModelGateway, Upstream
 from pynchy.outbox import Outbox
 from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable
-from pynchy.plugin_reports import PluginReports, records_with_reports
+from pynchy.plugin_inventory import records_with_reports
+from pynchy.plugin_reports import PluginReports
 from pynchy.runtime import agent_image, get_runtime
 from pynchy.store import Store
 from pynchy.types import Channel, Group, NewMessage, valid_folder

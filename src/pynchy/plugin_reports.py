@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any
 
 from pynchy.plugin import PluginRecord, State
+from pynchy.plugin_inventory import by_plugin
 from pynchy.store import Store
 from pynchy.types import PluginReport
 
@@ -71,7 +67,7 @@ class PluginReports:
 
     def by_plugin(self) -> dict[str, dict[str, str]]:
         """The troubles by plugin and part; an empty one means that the part works."""
-        return _by_plugin((plugin, part, trouble) for (plugin, part), trouble in self._last.items())
+        return by_plugin((plugin, part, trouble) for (plugin, part), trouble in self._last.items())
 
 
 def _by_name(records: Iterable[PluginRecord]) -> dict[str, PluginRecord]:
@@ -94,28 +90,3 @@ def _in_words(plugin: str, part: str, trouble: str) -> str:
     if part in _PARTS:
         return f"- {plugin}: {_PARTS[part]} ({trouble}); `pynchy plugins check {plugin}` says more"
     return f"- {plugin}: {trouble}"
-
-
-def records_with_reports(
-    records: Iterable[PluginRecord], reports: Mapping[str, Mapping[str, str]]
-) -> list[dict[str, Any]]:
-    """The records as JSON objects; `reports` in each holds the troubles of its parts, empty where one works."""
-    return [{**record.to_dict(), "reports": dict(reports.get(record.name, {}))} for record in records]
-
-
-def stored_reports(database: Path) -> dict[str, dict[str, str]]:
-    """What a service has last heard of its plugins, read from its database without one running."""
-    if not database.is_file():
-        return {}
-    try:
-        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
-            return _by_plugin(db.execute("SELECT plugin, part, trouble FROM plugin_reports"))
-    except sqlite3.Error:  # it is of another version, or no database
-        return {}
-
-
-def _by_plugin(rows: Iterable[tuple[str, str, str]]) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    for plugin, part, trouble in rows:
-        found[plugin][part] = trouble
-    return dict(found)

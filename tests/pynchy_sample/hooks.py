@@ -39,7 +39,7 @@ async def raises(given: dict[str, Any], tool_use_id: str | None, context: Any) -
 
 async def hangs(given: dict[str, Any], tool_use_id: str | None, context: Any) -> dict[str, Any]:
     """Block everything in its process."""
-    time.sleep(1000)  # noqa: ASYNC251 - that is the point
+    time.sleep(1000)
     return {}
 
 

@@ -1,221 +1,255 @@
-"""The command line. Each command imports what it needs when it is called, so that `--help` is quick."""
+"""The command line. Each command imports what it needs when it is called, so that each starts quickly.
+
+On argparse, because the libraries that would read nicer take longer to import than a list of plugins may take.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
 
-import typer
-from typer.core import TyperGroup
+Action = Callable[[argparse.Namespace], int]
 
 
-class _WithPluginCommands(TyperGroup):
-    """Our own commands, and those that plugins bring; none of ours can be taken by a plugin."""
+class _Parser(argparse.ArgumentParser):
+    """No abbreviated options: they would break when another one is added."""
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command by its name; a plugin's is looked for only where we have none."""
-        if (own := super().get_command(ctx, cmd_name)) is not None:
-            return own
-        from pynchy.cli import plugin_commands
-
-        points = plugin_commands.installed_commands().get(cmd_name)
-        return _plugin_command(cmd_name, points) if points else None
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names for `--help`."""
-        from pynchy.cli import plugin_commands
-
-        own = super().list_commands(ctx)
-        return [*own, *sorted(set(plugin_commands.installed_commands()) - set(own))]
+    def __init__(self, **given: object) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **given)  # pyright: ignore[reportArgumentType]
 
 
-app = typer.Typer(
-    cls=_WithPluginCommands,
-    name="pynchy",
-    help="A personal Claude assistant that grows by plugins.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-plugins_app = typer.Typer(help="The installed plugins.", no_args_is_help=True, rich_markup_mode=None)
-groups_app = typer.Typer(help="The chats that are answered.", no_args_is_help=True, rich_markup_mode=None)
-history_app = typer.Typer(help="What was said.", no_args_is_help=True, rich_markup_mode=None)
-image_app = typer.Typer(help="What agents run from.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(plugins_app, name="plugins")
-app.add_typer(groups_app, name="groups")
-app.add_typer(history_app, name="history")
-app.add_typer(image_app, name="image")
+class _Help(argparse.HelpFormatter):
+    """Commands and options in one column each, however long a name is."""
 
-
-def _leave_plugins_out(chosen: bool) -> None:
-    if chosen:
-        os.environ["PYNCHY_SAFE_MODE"] = "1"
-
-
-Demo = Annotated[bool, typer.Option("--demo", help="Let the scripted demo model answer; it is no language model.")]
-SafeMode = Annotated[
-    bool,
-    typer.Option("--safe-mode", help="Without plugins that are not Pynchy's own.", callback=_leave_plugins_out),
-]
-GroupName = Annotated[str, typer.Option("--group", help="The group to talk to.")]
-
-
-@app.command()
-def run(demo: Demo = False, safe_mode: SafeMode = False) -> None:
-    """Run the service until it is stopped (Ctrl-C)."""
-    from pynchy.cli import talk
-
-    _end(talk.run_service(demo))
-
-
-@app.command()
-def chat(demo: Demo = False, group: GroupName = "main", safe_mode: SafeMode = False) -> None:
-    """Chat in the terminal; starts a service for as long where none runs."""
-    from pynchy.cli import talk
-
-    _end(talk.chat(group, demo))
-
-
-@app.command()
-def ask(
-    text: Annotated[str, typer.Argument(help="The message.")],
-    demo: Demo = False,
-    group: GroupName = "main",
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=0.1)] = 600,
-    safe_mode: SafeMode = False,
-) -> None:
-    """Send one message and print the answer."""
-    from pynchy.cli import talk
-
-    _end(talk.ask(text, group, demo, timeout))
-
-
-@app.command()
-def doctor() -> None:
-    """Say what is wrong, and the command that mends it."""
-    from pynchy.cli import diagnosis
-
-    _end(diagnosis.doctor())
-
-
-@plugins_app.command("list")
-def plugins_list(
-    as_json: Annotated[bool, typer.Option("--json", help="As a JSON array with every detail.")] = False,
-    safe_mode: SafeMode = False,
-) -> None:
-    """List every installed plugin, and why one does not work."""
-    from pynchy.cli import plugin_list
-
-    _end(plugin_list.show_all(as_json))
-
-
-@plugins_app.command("show")
-def plugins_show(name: Annotated[str, typer.Argument(help="A plugin.")]) -> None:
-    """Say what a plugin offers, where each part runs, and what it may do."""
-    from pynchy.cli import plugin_list
-
-    _end(plugin_list.show_one(name))
-
-
-@plugins_app.command("check")
-def plugins_check(
-    target: Annotated[str, typer.Argument(help="An installed plugin, or a project's directory.")],
-) -> None:
-    """Load a plugin and try every part of it where it will run."""
-    from pynchy.cli import plugin_check
-
-    _end(plugin_check.check(target))
-
-
-@plugins_app.command("why")
-def plugins_why() -> None:
-    """Say which container runtime is used, and why not another."""
-    from pynchy.cli import plugin_list
-
-    _end(plugin_list.why())
-
-
-Plugins = Annotated[str, typer.Option("--plugins", help="Names with commas between them, or `all`.")]
-
-
-@groups_app.command("list")
-def groups_list() -> None:
-    """List the groups, and the chats that could become one."""
-    from pynchy.cli import groups
-
-    _end(groups.show())
-
-
-@groups_app.command("add")
-def groups_add(
-    jid: Annotated[str, typer.Argument(help="The chat's address, as `pynchy groups list` shows it.")],
-    folder: Annotated[str, typer.Argument(help="The group's folder, a name of its own.")],
-    name: Annotated[str | None, typer.Option(help="What the chat is called.")] = None,
-    plugins: Plugins = "all",
-) -> None:
-    """Answer a chat from now on."""
-    from pynchy.cli import groups
-
-    _end(groups.add(jid, folder, name, plugins))
-
-
-@groups_app.command("plugins")
-def groups_plugins(
-    folder: Annotated[str, typer.Argument(help="The group's folder.")],
-    plugins: Annotated[str, typer.Argument(help="Names with commas between them, `all`, or an empty text.")],
-) -> None:
-    """Say which plugins a group's agent has."""
-    from pynchy.cli import groups
-
-    _end(groups.set_plugins(folder, plugins))
-
-
-@history_app.command("export")
-def history_export(
-    group: Annotated[str, typer.Argument(help="The group's folder.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file, instead of stdout.")] = None,
-) -> None:
-    """Write a group's conversations as Markdown."""
-    from pynchy.cli import history
-
-    _end(history.export(group, output))
-
-
-@image_app.command("build")
-def image_build(
-    if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where it is there already.")] = False,
-    runtime: Annotated[str | None, typer.Option(help="For this runtime instead of the chosen one.")] = None,
-) -> None:
-    """Build the agent's image (or, for bubblewrap, fill its environment)."""
-    from pynchy.cli import image
-
-    _end(image.build(if_missing, runtime))
-
-
-def _plugin_command(name: str, points: list[Any]) -> Any:
-    """A command that hands everything after its name to the plugin."""
-    one = typer.Typer(add_completion=False, rich_markup_mode=None)
-    everything = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False}
-
-    @one.command(name, context_settings=everything, add_help_option=False, help="(from a plugin)")
-    def run_plugin_command(ctx: typer.Context) -> None:
-        from pynchy.cli import plugin_commands
-
-        _end(plugin_commands.call(name, points, ctx.args))
-
-    return typer.main.get_command(one)
-
-
-def _end(code: int) -> None:
-    raise typer.Exit(code)
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
 
 
 def main() -> None:
     """The entry point of `pynchy`."""
     try:
-        app()
+        sys.exit(_main(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _main(words: list[str]) -> int:
+    if words and not words[0].startswith("-") and words[0] not in _COMMANDS:
+        from pynchy.cli import plugin_commands
+
+        if points := plugin_commands.installed_commands().get(words[0]):
+            return plugin_commands.call(words[0], points, words[1:])
+    parser = _parser(with_plugins=words in ([], ["--help"], ["-h"]))
+    arguments = parser.parse_args(words)
+    if getattr(arguments, "safe_mode", False):
+        os.environ["PYNCHY_SAFE_MODE"] = "1"
+    if not hasattr(arguments, "action"):
+        arguments.parser.print_help()
+        return 2
+    return arguments.action(arguments)
+
+
+# --- what the commands do -----------------------------------------------------------------------------------
+
+
+def _run(given: argparse.Namespace) -> int:
+    from pynchy.cli import talk
+
+    return talk.run_service(given.demo)
+
+
+def _chat(given: argparse.Namespace) -> int:
+    from pynchy.cli import talk
+
+    return talk.chat(given.group, given.demo)
+
+
+def _ask(given: argparse.Namespace) -> int:
+    from pynchy.cli import talk
+
+    return talk.ask(given.text, given.group, given.demo, given.timeout)
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from pynchy.cli import diagnosis
+
+    return diagnosis.doctor()
+
+
+def _plugins_list(given: argparse.Namespace) -> int:
+    from pynchy.cli import plugin_list
+
+    return plugin_list.show_all(given.json)
+
+
+def _plugins_show(given: argparse.Namespace) -> int:
+    from pynchy.cli import plugin_list
+
+    return plugin_list.show_one(given.name)
+
+
+def _plugins_check(given: argparse.Namespace) -> int:
+    from pynchy.cli import plugin_check
+
+    return plugin_check.check(given.target)
+
+
+def _plugins_why(given: argparse.Namespace) -> int:
+    from pynchy.cli import plugin_list
+
+    return plugin_list.why()
+
+
+def _groups_list(given: argparse.Namespace) -> int:
+    from pynchy.cli import groups
+
+    return groups.show()
+
+
+def _groups_add(given: argparse.Namespace) -> int:
+    from pynchy.cli import groups
+
+    return groups.add(given.jid, given.folder, given.name, given.plugins)
+
+
+def _groups_plugins(given: argparse.Namespace) -> int:
+    from pynchy.cli import groups
+
+    return groups.set_plugins(given.folder, given.plugins)
+
+
+def _history_export(given: argparse.Namespace) -> int:
+    from pynchy.cli import history
+
+    return history.export(given.group, given.output)
+
+
+def _image_build(given: argparse.Namespace) -> int:
+    from pynchy.cli import image
+
+    return image.build(given.if_missing, given.runtime)
+
+
+# --- how they are called ------------------------------------------------------------------------------------
+
+_COMMANDS = {
+    "run": "Run the service until it is stopped (Ctrl-C).",
+    "chat": "Chat in the terminal; starts a service for as long where none runs.",
+    "ask": "Send one message and print the answer.",
+    "doctor": "Say what is wrong, and the command that mends it.",
+    "plugins": "The installed plugins.",
+    "groups": "The chats that are answered, and the plugins each has.",
+    "history": "What was said.",
+    "image": "What agents run from.",
+}
+
+
+def _parser(with_plugins: bool) -> argparse.ArgumentParser:
+    parser = _Parser(prog="pynchy", description="A personal Claude assistant that grows by plugins.")
+    parser.set_defaults(parser=parser)
+    commands = _Commands(parser, dict(_COMMANDS))
+    for name, action in (("run", _run), ("chat", _chat), ("ask", _ask)):
+        one = commands.add(name, action)
+        one.add_argument("--demo", action="store_true", help="let the scripted demo model answer; no language model")
+        _safe_mode(one)
+        if name != "run":
+            one.add_argument("--group", default="main", help="the group to talk to (main)")
+        if name == "ask":
+            one.add_argument("text", help="the message")
+            one.add_argument("--timeout", type=_seconds, default=600, help="seconds to wait for the answer (600)")
+    commands.add("doctor", _doctor)
+    _plugins(commands)
+    _groups(commands)
+    history = commands.group("history", {"export": "Write a group's conversations as Markdown."})
+    export = history.add("export", _history_export)
+    export.add_argument("group", help="the group's folder")
+    export.add_argument("--output", "-o", type=Path, help="a file, instead of stdout")
+    image = commands.group("image", {"build": "Build the agent's image (or, for bubblewrap, fill its environment)."})
+    build = image.add("build", _image_build)
+    build.add_argument("--if-missing", action="store_true", help="do nothing where it is there already")
+    build.add_argument("--runtime", help="for this runtime instead of the chosen one")
+    if with_plugins:
+        from pynchy.cli import plugin_commands
+
+        for name, points in sorted(plugin_commands.installed_commands().items()):
+            if name not in _COMMANDS:
+                commands.mention(name, f"From the plugin {plugin_commands.owners(points)}.")
+    return parser
+
+
+def _plugins(commands: _Commands) -> None:
+    plugins = commands.group(
+        "plugins",
+        {
+            "list": "List every installed plugin, and why one does not work.",
+            "show": "Say what a plugin offers, where each part runs, and what it may do.",
+            "check": "Load a plugin and try every part of it where it will run.",
+            "why": "Say which container runtime is used, and why not another.",
+        },
+    )
+    listing = plugins.add("list", _plugins_list)
+    listing.add_argument("--json", action="store_true", help="as a JSON array with every detail")
+    _safe_mode(listing)
+    plugins.add("show", _plugins_show).add_argument("name", help="a plugin")
+    plugins.add("check", _plugins_check).add_argument("target", help="an installed plugin, or a project's directory")
+    plugins.add("why", _plugins_why)
+
+
+def _groups(commands: _Commands) -> None:
+    groups = commands.group(
+        "groups",
+        {
+            "list": "List the groups, and the chats that could become one.",
+            "add": "Answer a chat from now on.",
+            "plugins": "Say which plugins a group's agent has.",
+        },
+    )
+    groups.add("list", _groups_list)
+    add = groups.add("add", _groups_add)
+    add.add_argument("jid", help="the chat's address, as `pynchy groups list` shows it")
+    add.add_argument("folder", help="the group's folder, a name of its own")
+    add.add_argument("--name", help="what the chat is called")
+    add.add_argument("--plugins", default="all", help="names with commas between them, or `all` (all)")
+    change = groups.add("plugins", _groups_plugins)
+    change.add_argument("folder", help="the group's folder")
+    change.add_argument("plugins", help="names with commas between them, `all`, or an empty text")
+
+
+def _safe_mode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--safe-mode", action="store_true", help="without plugins that are not Pynchy's own")
+
+
+class _Commands:
+    """The commands of one parser, each with its sentence for `--help`."""
+
+    def __init__(self, parser: argparse.ArgumentParser, sentences: dict[str, str]) -> None:
+        self._sentences = sentences
+        self._adding = parser.add_subparsers(title="Commands", metavar="COMMAND", parser_class=_Parser)
+
+    def add(self, name: str, action: Action | None) -> argparse.ArgumentParser:
+        """A command, to be given its arguments."""
+        sentence = self._sentences[name]
+        one = self._adding.add_parser(name, help=sentence, description=sentence)
+        one.set_defaults(parser=one, **({"action": action} if action else {}))
+        return one
+
+    def group(self, name: str, sentences: dict[str, str]) -> _Commands:
+        """A command that has commands itself."""
+        return _Commands(self.add(name, None), sentences)
+
+    def mention(self, name: str, sentence: str) -> None:
+        """A command that is carried out elsewhere."""
+        self._adding.add_parser(name, help=sentence)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.1 <= seconds < 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 on")
+    return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,16 @@ from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, check_path
 from pynchy.home import control_socket
 from pynchy.model_gateway import Upstream
-from pynchy.plugin import PluginRegistry, RuntimeUnavailable, State, discover_plugins, runtime_candidates
-from pynchy.runtime import agent_image, get_runtime
+from pynchy.plugin import (
+    ContainerRuntime,
+    PluginRegistry,
+    RuntimeUnavailable,
+    State,
+    discover_plugins,
+    runtime_candidates,
+)
+from pynchy.plugin_packages import lacking, unmet, wanted
+from pynchy.runtime import DEFAULT_IMAGE, agent_image, get_runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,7 @@ def doctor() -> int:
             _credential(settings),
             *_runtime(registry),
             *_plugins(registry),
+            *_requirements(registry),
         ]
     for finding in findings:
         print(f"{'WRONG' if finding.remedy else 'ok':5}  {finding.subject}: {finding.words}")
@@ -101,7 +111,19 @@ def _runtime(registry: PluginRegistry) -> list[Finding]:
             check(agent_image())
     except RuntimeUnavailable as error:
         return [*findings, Finding("image", str(error.args[0]), error.remedy)]
-    return [*findings, Finding("image", "there")]
+    return [*findings, *_image(runtime, registry)]
+
+
+def _image(runtime: ContainerRuntime, registry: PluginRegistry) -> list[Finding]:
+    remedy = "`pynchy image build`"
+    if (image := agent_image()) != DEFAULT_IMAGE:
+        remedy += f"; where {image} is one of your own: build {DEFAULT_IMAGE} with `CONTAINER_IMAGE= pynchy image "
+        remedy += "build`, and yours on that"
+    missing = lacking(wanted(registry), runtime, image)
+    return [
+        Finding("image", "there"),
+        *(Finding(f"image for {plugin}", f"without {', '.join(missing[plugin])}", remedy) for plugin in missing),
+    ]
 
 
 def _plugins(registry: PluginRegistry) -> list[Finding]:
@@ -112,3 +134,14 @@ def _plugins(registry: PluginRegistry) -> list[Finding]:
     ]
     ready = [record.name for record in registry.records if record.state is State.READY]
     return [Finding("plugins", ", ".join(ready) or "none"), *findings]
+
+
+def _requirements(registry: PluginRegistry) -> list[Finding]:
+    return [
+        Finding(
+            f"plugin {one.plugin}",
+            f"requires {one.requirement}, and {one.installed or 'none'} is installed",
+            f"`uv pip install {shlex.quote(one.requirement)}`",
+        )
+        for one in unmet(registry)
+    ]

@@ -10,8 +10,8 @@ import sys
 
 from pynchy.app import CannotStart, choose_runtime
 from pynchy.cli import talk
-from pynchy.cli.image import build_for
-from pynchy.cli.output import complain, complain_of_system, configure_logging
+from pynchy.cli.image import build_for, can_start
+from pynchy.cli.output import complain, complain_of_system, configure_logging, tell
 from pynchy.config import SettingsError, load_settings
 from pynchy.plugin import RuntimeUnavailable, discover_plugins
 
@@ -24,12 +24,17 @@ def main() -> int:
     configure_logging("error")
     try:
         demo = not load_settings().has_model
-        chosen = choose_runtime(discover_plugins(), sandbox_optional=demo)
-        build_for(chosen.runtime, if_missing=True)
+        registry = discover_plugins()
+        runtime = choose_runtime(registry, sandbox_optional=demo).runtime
+        try:
+            build_for(runtime, registry, if_missing=True)
+        except RuntimeUnavailable as error:
+            complain(f"{error}.")
+            if not can_start(runtime):
+                return 1
+            tell("The agent starts without what plugins need in it ...")
     except (CannotStart, SettingsError) as error:
         return complain(str(error))
-    except RuntimeUnavailable as error:
-        return complain(f"{error}.")
     except OSError as error:
         return complain_of_system(error)
     if sys.stdin.isatty() and sys.stdout.isatty():

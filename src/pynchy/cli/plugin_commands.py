@@ -34,8 +34,7 @@ def installed_commands() -> dict[str, list[EntryPoint]]:
 def call(name: str, points: list[EntryPoint], arguments: list[str]) -> int:
     """Load and run a plugin's command; the exit code."""
     if len(points) > 1:
-        owners = " and ".join(sorted(_distribution(point) for point in points))
-        return complain(f"`pynchy {name}` is offered by {owners}: uninstall one of them.")
+        return complain(f"`pynchy {name}` is offered by {owners(points)}: uninstall one of them.")
     (point,) = points
     if why := disabled_reason(point):
         return complain(f"`pynchy {name}` belongs to {_distribution(point)}: {why[0]}; {why[1]}.")
@@ -58,6 +57,11 @@ def call(name: str, points: list[EntryPoint], arguments: list[str]) -> int:
     except BaseException as error:
         return complain(f"`pynchy {name}` of {_distribution(point)} failed: {in_words(error)}.")
     return result if isinstance(result, int) else 0
+
+
+def owners(points: list[EntryPoint]) -> str:
+    """The distributions that bring a command."""
+    return " and ".join(sorted(_distribution(point) for point in points))
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -88,15 +88,10 @@ def found_records() -> list[dict[str, Any]]:
     with contextlib.suppress(OSError, ValueError):  # `pynchy doctor` says so
         load_environment(home)
     from pynchy.plugin import discover_plugins
+    from pynchy.plugin_inventory import records_with_reports, stored_reports
 
     logging.getLogger("pynchy.plugin").setLevel(logging.CRITICAL)  # the list says it all
-    records = discover_plugins().records
-    reports: dict[str, dict[str, str]] = {}
-    if (home / "pynchy.db").exists():
-        from pynchy.plugin_reports import stored_reports
-
-        reports = stored_reports(home / "pynchy.db")
-    return [{**record.to_dict(), "reports": reports.get(record.name, {})} for record in records]
+    return records_with_reports(discover_plugins().records, stored_reports(home / "pynchy.db"))
 
 
 def running_service_records() -> list[dict[str, Any]] | None:

@@ -1,0 +1,38 @@
+"""The list of plugins that everybody shows: what discovery found, with what was last heard of each part."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from pynchy.plugin import PluginRecord
+
+
+def records_with_reports(
+    records: Iterable[PluginRecord], reports: Mapping[str, Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """The records as JSON objects; `reports` in each holds the troubles of its parts, empty where one works."""
+    return [{**record.to_dict(), "reports": dict(reports.get(record.name, {}))} for record in records]
+
+
+def stored_reports(database: Path) -> dict[str, dict[str, str]]:
+    """What a service has last heard of its plugins, read from its database without one running."""
+    if not database.is_file():
+        return {}
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+            return by_plugin(db.execute("SELECT plugin, part, trouble FROM plugin_reports"))
+    except sqlite3.Error:  # it is of another version, or no database
+        return {}
+
+
+def by_plugin(rows: Iterable[tuple[str, str, str]]) -> dict[str, dict[str, str]]:
+    """Rows of plugin, part and trouble as troubles by plugin and part."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for plugin, part, trouble in rows:
+        found[plugin][part] = trouble
+    return dict(found)
