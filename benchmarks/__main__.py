@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 
-from benchmarks import fairness, messages, scale, shutdown, startup, throughput
+from benchmarks import fairness, messages, plugins, scale, shutdown, startup, throughput
 from benchmarks.table import Row, markdown
 from pynchy.cli.output import configure_logging
 from pynchy.config import MODEL_VARIABLES
@@ -27,6 +27,10 @@ def main(only: list[str]) -> None:
             rows += asyncio.run(messages.measure(runtime, _example(), f"{runtime.name}, with an MCP plugin"))
     if not only or "startup" in only:
         rows += startup.measure()
+    if not only or "plugins" in only:
+        rows += plugins.measure()
+        for runtime in _runtimes():
+            rows += asyncio.run(plugins.measure_warm(runtime))
     if not only or "throughput" in only:
         rows += asyncio.run(throughput.measure())
     if not only or "scale" in only:

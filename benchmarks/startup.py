@@ -25,16 +25,16 @@ def measure() -> list[Row]:
         env = {**os.environ, "PYNCHY_HOME": home}
         bare = _seconds([sys.executable, "-c", "pass"], env)
         libraries = _seconds([sys.executable, "-c", _LIBRARIES], env)
-        typer = _seconds([sys.executable, "-c", "import typer"], env)
+        argparse = _seconds([sys.executable, "-c", "import argparse"], env)
         scan = "from importlib.metadata import entry_points; entry_points(group='pynchy.plugins')"
-        entry_points = _seconds([sys.executable, "-c", f"import typer; {scan}"], env)
+        entry_points = _seconds([sys.executable, "-c", f"import argparse; {scan}"], env)
         help_ = _seconds([sys.executable, "-m", "pynchy", "--help"], env)
         listing = _seconds([sys.executable, "-m", "pynchy", "plugins", "list"], env)
         ready, peak = _service(env)
         base_peak = _peak_of(_LIBRARIES)
     return [
-        Row("pynchy --help", help_, typer, f"python and typer ({bare:.3f} s python alone)"),
-        Row("pynchy plugins list (2 plugins)", listing, entry_points, "python, typer and a scan of entry points"),
+        Row("pynchy --help", help_, argparse, f"python and argparse ({bare:.3f} s python alone)"),
+        Row("pynchy plugins list (2 plugins)", listing, entry_points, "python, argparse and a scan of entry points"),
         Row("pynchy run, start to ready", ready, libraries, "python and the libraries it uses"),
         Row("pynchy run, peak memory when ready", peak, base_peak, "python and the libraries it uses", unit="MB"),
     ]

@@ -20,6 +20,10 @@ Builds the image in which Pynchy's agent runs.
                     networks whose proxy inspects TLS
   --network MODE    the network of the build's steps, as in `docker build --network` (default: default)
   --apt "PKGS"      Debian packages to add for the agent's use, e.g. --apt "git curl ripgrep"
+  --lock FILE       install what this lock has beyond the agent's own: `pynchy image build` makes one of
+                    what the installed plugins need
+  --plugin-packages "JSON"
+                    the list of what they asked for, which is noted on the image
   --help            this text
 
 PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST and the usual *_PROXY variables are passed on to
@@ -41,6 +45,8 @@ base=
 ca_bundle=
 network=default
 apt=
+plugins_lock=
+plugin_packages=
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -48,7 +54,7 @@ while [ $# -gt 0 ]; do
             usage
             exit 0
             ;;
-        --tag | --base | --ca-bundle | --network | --apt)
+        --tag | --base | --ca-bundle | --network | --apt | --lock | --plugin-packages)
             [ -n "${2:-}" ] || die "$1 needs a value; see build.sh --help." 2
             case $1 in
                 --tag) tag=$2 ;;
@@ -56,6 +62,8 @@ while [ $# -gt 0 ]; do
                 --ca-bundle) ca_bundle=$2 ;;
                 --network) network=$2 ;;
                 --apt) apt=$2 ;;
+                --lock) plugins_lock=$2 ;;
+                --plugin-packages) plugin_packages=$2 ;;
             esac
             shift 2
             ;;
@@ -72,6 +80,11 @@ if [ -n "$ca_bundle" ]; then
         die "the CA bundle '$ca_bundle' holds no PEM certificate."
 fi
 
+if [ -n "$plugins_lock" ]; then
+    [ -f "$plugins_lock" ] || die "the lock '$plugins_lock' does not exist."
+    [ -r "$plugins_lock" ] || die "the lock '$plugins_lock' cannot be read."
+fi
+
 command -v docker >/dev/null ||
     die "Docker is not installed (no 'docker' in PATH): get Docker Desktop, or on Debian and Ubuntu run 'sudo apt-get install docker.io'."
 
@@ -86,6 +99,9 @@ trap 'rm -rf "$context"' EXIT
 cp "$here/Dockerfile" "$context/Dockerfile"
 mkdir "$context/requirements"
 cp "$lock" "$context/requirements/agent.lock"
+if [ -n "$plugins_lock" ] && ! cmp -s "$plugins_lock" "$lock"; then
+    cp "$plugins_lock" "$context/requirements/plugins.lock"
+fi
 if [ -n "$ca_bundle" ]; then
     cp "$ca_bundle" "$context/extra-ca.crt"
 fi
@@ -106,6 +122,7 @@ arguments=(
 )
 [ -z "$base" ] || arguments+=(--build-arg "BASE_IMAGE=$base")
 [ -z "$apt" ] || arguments+=(--build-arg "EXTRA_APT=$apt")
+[ -z "$plugin_packages" ] || arguments+=(--build-arg "PLUGIN_PACKAGES=$plugin_packages")
 # By name alone: Docker takes the value from the environment, so it does not show in the process list.
 for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST \
     HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do

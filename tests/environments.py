@@ -25,6 +25,7 @@ class Environment:
         for entry in Path(site.getsitepackages()[0]).iterdir():
             if "pynchy" not in entry.name:
                 (borrowed / entry.name).symlink_to(entry)
+        (path / "bin" / "uv").symlink_to(uv.find_uv_bin())
         self.site_packages = Path(self.run("-c", "import site; print(site.getsitepackages()[0])").strip())
         (self.site_packages / "borrowed.pth").write_text(f"{borrowed}\n")
 

@@ -18,7 +18,7 @@ from stored import queued, rows
 from support import RogueRuntime, StartService
 
 from pynchy.app import Service
-from pynchy.plugin import ChannelPlugin, NotConnected, PluginContext, PluginRecord, PluginRegistry, State
+from pynchy.plugin import Attachment, ChannelPlugin, NotConnected, PluginContext, PluginRecord, PluginRegistry, State
 from pynchy.plugin._crashes import CrashLog
 from pynchy.types import Group
 
@@ -243,6 +243,15 @@ async def test_on_message_returns_once_the_message_is_stored_and_a_redelivery_is
         for _ in range(2):
             await post.channel.arrive("hello", id="one", timestamp=when)
             assert rows(tmp_path / "home/pynchy.db", "SELECT content FROM messages") == [("hello",)]
+
+
+async def test_files_that_came_with_a_message_are_named_in_it(start_service: StartService, tmp_path: Path) -> None:
+    post = PigeonPost()
+    async with start_service(RogueRuntime("answers"), registry_of(post)):
+        assert post.channel
+        await post.channel.arrive("listen", attachments=(Attachment("note.ogg", "audio/ogg", b"x"),))
+    found = rows(tmp_path / "home/pynchy.db", "SELECT content FROM messages")
+    assert found == [("listen\n[attached, but not kept: note.ogg (audio/ogg)]",)]
 
 
 async def test_a_flood_arrives_whole_and_in_order(start_service: StartService, tmp_path: Path) -> None:

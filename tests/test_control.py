@@ -10,6 +10,7 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from pynchy import __version__, control
 from pynchy.channels.terminal import TerminalChannel, terminal_jid
 from pynchy.control import ControlError, ControlServer, Peer, connect
-from pynchy.types import NotConnected
+from pynchy.types import Group, NotConnected
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -40,6 +41,7 @@ class Behind:
 
     def __init__(self) -> None:
         self.terminal = TerminalChannel()
+        self.groups = {JID: Group(JID, "main", "main", is_main=True)}
         self.said: asyncio.Queue[str] = asyncio.Queue()
         self.outgoing: list[str] = []
         #: The settlement of each message, in order; the tests set them.
@@ -71,6 +73,20 @@ class Behind:
 
     def plugin_records(self) -> list[dict[str, Any]]:
         return [{"name": "hello", "state": "ready"}]
+
+    def registered_groups(self) -> dict[str, Group]:
+        return self.groups
+
+    async def known_chats(self) -> dict[str, str]:
+        return {"pigeon:loft": "The loft"}
+
+    async def register_group(self, group: Group) -> None:
+        if not group.folder:
+            raise ValueError("a folder needs a name")
+        self.groups[group.jid] = group
+
+    async def set_group_plugins(self, jid: str, plugins: tuple[str, ...] | None) -> None:
+        self.groups[jid] = replace(self.groups[jid], plugins=plugins)
 
 
 @pytest.fixture
@@ -423,3 +439,28 @@ async def test_the_end_does_not_wait_for_a_terminal_that_has_stopped_reading(doo
             assert not showing.done()
         with pytest.raises(NotConnected):
             await showing
+
+
+async def test_groups_are_listed_added_and_given_plugins(door: Path) -> None:
+    async def asked(**request: Any) -> dict[str, Any]:
+        peer = await connect(door)
+        assert peer
+        await peer.send(**request)
+        answer = await peer.receive()
+        await peer.close()
+        assert answer
+        return answer
+
+    async with ControlServer(door, Behind()).listening():
+        new = {"jid": "pigeon:loft", "name": "Loft", "folder": "loft", "plugins": ["hello"]}
+        assert await asked(op="add-group", **new) == {"event": "done"}
+        listed = await asked(op="groups")
+        assert listed["chats"] == {"pigeon:loft": "The loft"}
+        assert listed["groups"][1] == {**new, "is_main": False}
+        assert await asked(op="group-plugins", folder="main", plugins=[]) == {"event": "done"}
+        assert (await asked(op="groups"))["groups"][0]["plugins"] == []
+        assert await asked(op="group-plugins", folder="main", plugins=None) == {"event": "done"}
+        assert (await asked(op="groups"))["groups"][0]["plugins"] is None
+        refused = await asked(op="add-group", jid="x", name="x", folder="")
+        assert refused == {"event": "error", "message": "a folder needs a name."}
+        assert "There is no group 'nope'" in (await asked(op="group-plugins", folder="nope", plugins=[]))["message"]

@@ -68,14 +68,20 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 
 def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
     fields = {str(field.validation_alias or f"PYNCHY_{name.upper()}") for name, field in Settings.model_fields.items()}
-    read_elsewhere = {"CONTAINER_RUNTIME", "CONTAINER_IMAGE", "PYNCHY_AGENT_ENV"}
+    read_elsewhere = {
+        "CONTAINER_RUNTIME",
+        "CONTAINER_IMAGE",
+        "PYNCHY_AGENT_ENV",
+        "PYNCHY_IMAGE_OPTIONS",
+        "PYNCHY_PLUGINS_DISABLED",
+    }
     rows = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert rows | {"PYNCHY_HOME", "ANTHROPIC_AUTH_TOKEN"} == fields | read_elsewhere
 
 
 def test_every_command_is_documented_and_every_documented_one_exists() -> None:
     documented = set(re.findall(r"^\| `pynchy ([a-z]+)", README, re.MULTILINE))
-    listed = set(re.findall(r"^  ([a-z]+)  ", pynchy("--help").stdout.split("Commands:")[1], re.MULTILINE))
+    listed = set(re.findall(r"^ +([a-z]+)  ", pynchy("--help").stdout.split("Commands:")[1], re.MULTILINE))
     assert documented == listed
 
 

@@ -114,10 +114,13 @@ def test_our_own_plugins_are_discovered_from_their_wheels(environment: Environme
             "hello": "ready",
         }
         code = (
-            "from pynchy.plugin import discover_plugins; from pynchy.workspace import plugin_parts; "
-            "print(plugin_parts(discover_plugins()).mounts[0].host_path)"
+            "import sys; from pathlib import Path; from pynchy.agent_plugins import plugin_parts; "
+            "from pynchy.plugin import discover_plugins; from pynchy.types import Group; "
+            "parts = plugin_parts(discover_plugins(), Path(sys.argv[1]), Group('x', 'x', 'x'), None); "
+            "print(*[mount.host_path for mount in parts.mounts if mount.container_path.startswith('/workspace/plugins')])"
         )
-        assert environment.run("-c", code).strip() == str(environment.site_packages / "pynchy_plugin_hello")
+        source = environment.run("-c", code, str(tmp_path / "home")).strip()
+        assert source == str(environment.site_packages / "pynchy_plugin_hello")
     finally:
         for directory in PLUGINS:
             environment.uninstall(directory.name)

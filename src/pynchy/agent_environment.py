@@ -1,4 +1,7 @@
-"""The agent's pinned dependencies as a virtual environment, for runtimes that run no image."""
+"""The agent's pinned dependencies, and what plugins need beside them, as a virtual environment.
+
+For runtimes that run no image.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,12 @@ from pathlib import Path
 from pynchy.home import container_dir
 from pynchy.plugin import RuntimeUnavailable
 
+#: Inside it: what it was built with for plugins.
+_RECORD = "pynchy-plugin-packages.json"
+
 
 class AgentEnvironment:
-    """A directory named after what is in it: a change of the pinned set or the interpreter makes a new one.
+    """A directory named after the agent's pinned set and the interpreter: a change of either makes a new one.
 
     It lies in the user's cache directory, or where `PYNCHY_AGENT_ENV` says.
     """
@@ -34,14 +40,30 @@ class AgentEnvironment:
         """Whether it is complete."""
         return self.python.exists()
 
+    @property
+    def packages(self) -> frozenset[str] | None:
+        """What of plugins it was built with; None where it is missing."""
+        from pynchy.plugin_packages import from_text
+
+        try:
+            return from_text((self.path / _RECORD).read_text())
+        except OSError:
+            return frozenset() if self.ready else None
+
     def check(self) -> None:
         """Raise RuntimeUnavailable, with the command that makes it, when it is missing."""
         if not self.ready:
             raise RuntimeUnavailable("the agent's environment is missing", "make it with `pynchy image build`")
 
-    def build(self) -> None:
-        """Make it, showing progress. An existing one is replaced only when the new one is complete."""
+    def build(self, lock: Path, packages: frozenset[str]) -> None:
+        """Make it of this lock, showing progress; `packages` are those that plugins wanted in it.
+
+        An existing one is replaced only when the new one is complete, and stays beside it, as `NAME.previous`,
+        until the next time: running agents have it mounted.
+        """
         import uv
+
+        from pynchy.plugin_packages import to_text
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=self.path.parent))
@@ -49,10 +71,15 @@ class AgentEnvironment:
         try:
             _run([tool, "venv", "--quiet", "--relocatable", "--clear", "--python", _interpreter(), str(building)])
             install = [tool, "pip", "install", "--python", str(building / "bin" / "python3"), "--compile-bytecode"]
-            _run([*install, "--require-hashes", "--requirements", str(self._lock)])
+            # Wheels only: what a plugin wants in the container runs no build script out here.
+            _run([*install, "--only-binary", ":all:", "--require-hashes", "--requirements", str(lock)])
+            (building / _RECORD).write_text(to_text(packages))
             # Readable for the other user that a root host's agents run as.
             _run(["chmod", "-R", "u+rwX,go+rX,go-w", str(building)])
-            shutil.rmtree(self.path, ignore_errors=True)
+            previous = self.path.with_name(f"{self.path.name}.previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            if self.path.exists():
+                self.path.rename(previous)
             building.rename(self.path)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -71,7 +98,9 @@ def _interpreter() -> str:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL)
+    from pynchy.plugin_packages import uv_environment
+
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, env=uv_environment())
     if done.returncode:
         raise RuntimeUnavailable(
             f"making the agent's environment failed (`{Path(command[0]).name} {command[1]}`)", "see the output above"

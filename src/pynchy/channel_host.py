@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -106,7 +107,7 @@ class ChannelHost:
 
         async def on_message(message: NewMessage) -> None:
             _check_message(message, created[0] if created else None)
-            await self._behind.on_message(message)
+            await self._behind.on_message(_with_names_of_attachments(message))
 
         context = PluginContext(
             send_message=self._behind.send_text,
@@ -145,6 +146,7 @@ class ChannelHost:
                 self._spawn(_quietly("sync_metadata", name, sync))
             await self._until_dropped(channel)
             log.warning("a channel has lost its connection", plugin=name)
+            await _disconnect(name, channel)
             if loop.time() - connected_at > _LONGEST_PAUSE:
                 pause = _FIRST_PAUSE
 
@@ -225,6 +227,12 @@ async def _quietly(what: str, subject: str, call: Callable[[], Awaitable[None]])
             await ask_async(call)
     except (PluginRaised, TimeoutError) as error:
         log.warning("a channel failed", call=what, subject=subject, error=str(error) or "it took too long")
+
+
+def _with_names_of_attachments(message: NewMessage) -> NewMessage:
+    """Files are not kept, and so that nobody thinks they were, the text says what came with it."""
+    lines = [f"[attached, but not kept: {one.name} ({one.media_type})]" for one in message.attachments]
+    return replace(message, content="\n".join([message.content, *lines]).strip()) if lines else message
 
 
 def _check_message(message: Any, channel: Channel | None) -> None:

@@ -35,6 +35,7 @@ Wanted: TypeAlias = Mapping[str, tuple[str, ...]]
 # The container's Python is not always this one, so which of the other markers hold is left to whoever installs.
 _ANY_EXTRA = re.compile(r"""\bextra == ["']([^"']+)["']|["']([^"']+)["'] == extra\b""")
 _TRUE, _FALSE = 'python_full_version >= "0"', 'python_full_version < "0"'
+_EITHER = rf"(?:{_FALSE} or )*{_TRUE}(?: or {_FALSE})*"
 #: The oldest Python that Pynchy runs on: the lock is for every later one, as the agent's own is.
 _OLDEST_PYTHON = "3.11"
 #: What uv says where it has found no versions because it could not ask for them.
@@ -153,6 +154,7 @@ def _for_container(requirement: Requirement) -> str:
     marker = _ANY_EXTRA.sub(holds, str(requirement.marker or ""))
     if _TRUE not in marker:
         return ""
+    marker = re.sub(rf"\({_EITHER}\)|^{_EITHER}$", _TRUE, marker)
     marker = marker.replace(f" and {_TRUE}", "").replace(f"{_TRUE} and ", "")
     requirement.marker = None if marker == _TRUE else Marker(marker)
     return str(requirement)

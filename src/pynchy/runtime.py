@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from pynchy.plugin import ContainerRuntime, OciRuntime, PluginRegistry, RuntimeUnavailable, discover_plugins
 from pynchy.plugin import select_runtime as _select_runtime
 
 DEFAULT_IMAGE = "pynchy-agent:latest"
+_PACKAGES_LABEL = "io.pynchy.plugin-packages"
 
 
 def agent_image() -> str:
@@ -69,13 +72,32 @@ class DockerRuntime(OciRuntime):
         if not self.has_image(image):
             raise RuntimeUnavailable(f"the agent image {image} is missing", "build it with `pynchy image build`")
 
-    def build_image(self, image: str) -> None:
-        """Build the agent image through `container/build.sh`, its output shown as it comes."""
+    def image_packages(self, image: str) -> frozenset[str] | None:
+        """What of plugins the image was built with, by its label; None where it has none."""
+        from pynchy.plugin_packages import from_text
+
+        try:
+            label = f'{{{{index .Config.Labels "{_PACKAGES_LABEL}"}}}}'
+            return from_text(self.command("image", "inspect", "--format", label, image, timeout=10))
+        except RuntimeUnavailable:
+            return None
+
+    def build_image(self, image: str, lock: Path, packages: frozenset[str]) -> None:
+        """Build the agent image through `container/build.sh`, its output shown as it comes.
+
+        `PYNCHY_IMAGE_OPTIONS` may hold further options of that script.
+        """
         from pynchy.home import container_dir
+        from pynchy.plugin_packages import to_text
 
         self.ensure_running()
         script = container_dir() / "build.sh"
-        if subprocess.run(["bash", str(script), "--tag", image]).returncode:
+        given = os.environ.get("PYNCHY_IMAGE_OPTIONS", "")
+        try:
+            options = ["--tag", image, "--lock", str(lock), "--plugin-packages", to_text(packages), *shlex.split(given)]
+        except ValueError as error:
+            raise RuntimeUnavailable(f"PYNCHY_IMAGE_OPTIONS={given!r} cannot be read: {error}", "correct it") from None
+        if subprocess.run(["bash", str(script), *options]).returncode:
             raise RuntimeUnavailable(f"building the image {image} failed", f"see the output above, or {script}")
 
 

@@ -80,8 +80,8 @@ class Channel(Protocol):
     """A connection to a messaging service.
 
     Optional members, found by attribute: `prefix_assistant_name: bool` (default true),
-    `max_message_length: int`, `async set_typing(jid, on)`, `async send_file(jid, path, caption)`,
-    `async edit_message(jid, message_id, text)` with `send_message` returning the id, `async sync_metadata()`.
+    `max_message_length: int` (characters), `async set_typing(jid, on)`, and `async sync_metadata()`, which is
+    called after each connection and passes on what chats are called.
     """
 
     name: str

@@ -12,8 +12,10 @@ import pytest
 from mcp import Client, MCPError, StdioServerParameters
 
 from pynchy.agent_environment import AgentEnvironment
+from pynchy.agent_plugins import plugin_parts, server_mount
 from pynchy.plugin import State, discover_plugins
-from pynchy.workspace import plugin_mount, plugin_parts, stage_runner
+from pynchy.types import Group
+from pynchy.workspace import stage_runner
 from pynchy_plugin_hello import HelloPlugin
 
 #: Before any test looks elsewhere for it.
@@ -26,13 +28,13 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def test_it_is_discovered_by_its_entry_point() -> None:
+def test_it_is_discovered_by_its_entry_point(tmp_path: Path) -> None:
     registry = discover_plugins()
     (record,) = (one for one in registry.records if one.entry_point == "hello")
     assert (record.state, record.name, record.types) == (State.READY, "hello", ("mcp",))
     assert record.distribution == "pynchy-plugin-hello"
     assert HelloPlugin in [type(plugin) for plugin in registry.mcp_servers]
-    assert "hello" in plugin_parts(registry).mcp_servers
+    assert "hello" in plugin_parts(registry, tmp_path, Group("x", "x", "x"), None).mcp_servers
 
 
 @pytest.fixture(params=["ours", "the agent's"])
@@ -47,7 +49,7 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             pytest.skip("there is no agent's environment: `pynchy image build --runtime bubblewrap` makes one")
         python = str(_AGENT_PYTHON)
     spec = HelloPlugin().mcp_server_spec()
-    mount = plugin_mount(spec)
+    mount = server_mount(spec, {})
     inside = tmp_path / mount.container_path.lstrip("/")
     inside.parent.mkdir(parents=True)
     inside.symlink_to(mount.host_path)

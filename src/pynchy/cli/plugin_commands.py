@@ -36,15 +36,16 @@ def call(name: str, points: list[EntryPoint], arguments: list[str]) -> int:
     if len(points) > 1:
         return complain(f"`pynchy {name}` is offered by {owners(points)}: uninstall one of them.")
     (point,) = points
-    if why := disabled_reason(point):
-        return complain(f"`pynchy {name}` belongs to {_distribution(point)}: {why[0]}; {why[1]}.")
     from pynchy.config import SettingsError, load_settings
 
     try:
         load_settings()  # which reads `.env`, for the plugin's settings may be there
-        command = point.load()
     except SettingsError as error:
         return complain(str(error))
+    if why := disabled_reason(point):
+        return complain(f"`pynchy {name}` belongs to {_distribution(point)}: {why[0]}; {why[1]}.")
+    try:
+        command = point.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:

@@ -31,6 +31,7 @@ class CrashLog:
         self._directory = directory
         self._descriptor: int | None = None
         self._path = ""
+        self._written = 0
         self._deaths: dict[str, Path] = {}
 
     @classmethod
@@ -107,8 +108,9 @@ class CrashLog:
     def _write(self, key: str) -> None:
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, 0)
-                os.pwrite(self._descriptor, key.encode(), 0)
+                data = key.encode()
+                os.pwrite(self._descriptor, data.ljust(self._written), 0)  # over what was there
+                self._written = len(data)
 
     def _end(self) -> None:
         if self._descriptor is not None:

@@ -273,6 +273,10 @@ def _platform(plugin: RuntimePlugin) -> tuple[bool, str]:
     return False, "does not match this platform" + (f": {reason}" if reason else "")
 
 
+def _source(record: PluginRecord) -> str:
+    return record.distribution or record.target
+
+
 class _Holders:
     """Who has which name. Names of plugins and servers are the beginnings of their tools' names."""
 
@@ -282,11 +286,10 @@ class _Holders:
 
     def take(self, offer: _Offer, record: PluginRecord) -> None:
         """Give the plugin its names; _Conflict where another has one, or one whose tools could be taken for its."""
-        this = record.distribution or record.target
         if holder := self._names.get(offer.name):
             raise _Conflict(
                 f"the name {offer.name!r} already belongs to the plugin of entry point {holder!r}",
-                f"uninstall one of the two ({this} is this one), or rename one",
+                f"uninstall one of the two ({_source(record)} is this one), or rename one",
             )
         prefixes = sorted({tool_prefix(name) for name in (offer.name, *offer.offers.get("mcp", ()))})
         for prefix in prefixes:
@@ -295,7 +298,7 @@ class _Holders:
                     others = f"those of the plugin of entry point {holder!r}" if holder else "our own"
                     raise _Conflict(
                         f"its tools would be called {prefix}*, as {others} are ({taken}*)",
-                        f"uninstall one of the two ({this} is this one), or give its server another name",
+                        f"uninstall one of the two ({_source(record)} is this one), or give its server another name",
                     )
         self._names[offer.name] = record.entry_point
         self._prefixes |= dict.fromkeys(prefixes, record.entry_point)

@@ -40,9 +40,13 @@ class ProcessRuntime:
         """Raise RuntimeUnavailable when the agent's environment is missing."""
         self._environment.check()
 
-    def build_image(self, image: str) -> None:
+    def image_packages(self, image: str) -> frozenset[str] | None:
+        """What of plugins the agent's environment was built with."""
+        return self._environment.packages
+
+    def build_image(self, image: str, lock: Path, packages: frozenset[str]) -> None:
         """Fill the agent's environment."""
-        self._environment.build()
+        self._environment.build(lock, packages)
 
     def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
         """Arguments for this module. Read-only mounts are as writable as their sources are."""

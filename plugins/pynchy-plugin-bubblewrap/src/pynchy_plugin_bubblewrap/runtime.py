@@ -63,9 +63,13 @@ class BubblewrapRuntime:
         """Raise RuntimeUnavailable, with the command that makes it, when the agent's environment is missing."""
         self._environment.check()
 
-    def build_image(self, image: str) -> None:
+    def image_packages(self, image: str) -> frozenset[str] | None:
+        """What of plugins the agent's environment was built with; `image` has no meaning here."""
+        return self._environment.packages
+
+    def build_image(self, image: str, lock: Path, packages: frozenset[str]) -> None:
         """Fill the agent's environment; `image` has no meaning here."""
-        self._environment.build()
+        self._environment.build(lock, packages)
 
     def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
         """`run_args` with the defaults for everything else."""
