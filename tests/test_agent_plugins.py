@@ -147,6 +147,29 @@ class Fickle(Good):
         assert words in report.trouble
 
 
+def test_of_a_composite_one_part_that_fails_later_takes_no_other_with_it(discover: Discover, tmp_path: Path) -> None:
+    text = """
+class Fickle(Good, HookPlugin, ToolPlugin, SkillPlugin):
+    name = "fickle"
+    broken = set()
+    def ask(self, part, answer):
+        if part in self.broken: raise OSError(part)
+        return answer
+    def mcp_server_spec(self): return self.ask("mcp", spec("fickle-server"))
+    def agent_hooks(self): return self.ask("hooks", {"Stop": [a_hook]})
+    def tools(self): return self.ask("tools", [tool()])
+    def skill_paths(self): return self.ask("skills", [])
+"""
+    registry = discover(text, fickle="Fickle")
+    (plugin,) = registry.tools
+    for broken in ("mcp", "hooks", "tools", "skills"):
+        plugin.broken = {broken}  # pyright: ignore[reportAttributeAccessIssue]
+        parts = parts_of(registry, tmp_path)
+        found = {"mcp": parts.mcp_servers, "hooks": parts.hooks, "tools": parts.tools}
+        assert {part for part, what in found.items() if what} == {"mcp", "hooks", "tools"} - {broken}
+        assert [report.part for report in parts.reports if report.trouble] == [broken]
+
+
 # --- skills -------------------------------------------------------------------------------------------------
 
 

@@ -356,7 +356,8 @@ def lists(of: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 keys = st.sampled_from(['"u1"', '"u2"', "7", '"\\ud800"'])
 whens = st.sampled_from(["0", "1", "-1", "null", str(2**63 - 1), str(2**63)])
 bodies = {
-    "ready": objects(mcp_servers=lists(objects(name=values, status=values))),
+    "ready": objects(mcp_servers=lists(objects(name=values, status=values, error=values)), hooks=objects(watch=values)),
+    "trouble": st.just(""),
     "accepted": st.just(""),
     "progress": objects(ids=id_lists, tool=values) | anything,
     "result": objects(ids=st.just("[]"), text=texts, error=st.just("null"), session_id=sessions),
@@ -371,7 +372,11 @@ bodies = {
 }
 fields: dict[str, dict[str, st.SearchStrategy[str]]] = {
     "session.append": {"session": sessions, "subpath": subpaths},
-    "request": {"name": st.sampled_from(['"send_message"', '"send_message"']) | values},
+    "request": {
+        "name": st.sampled_from(['"send_message"', '"send_message"']) | values,
+        "plugin": st.just("null") | values,
+    },
+    "trouble": {"plugin": values, "text": texts},
     "http.request": {
         "method": st.just('"POST"') | values,
         "target": targets | values,
@@ -485,6 +490,7 @@ def test_what_an_agent_asks_of_another_group_it_does_not_get(world: World) -> No
 
 _WRONG = [
     *(Raw("ready", {}, body) for body in ("", "null", "[1]", "{}", '{"mcp_servers": 1}', '{"mcp_servers": {"a": 1}}')),
+    *(Raw("ready", {}, f'{{"mcp_servers": [], "hooks": {hooks}}}') for hooks in ("1", "[1]", '"x"', "null")),
     *(Raw("ready", {}, body) for body in ('{"mcp_servers": [1]}', '{"mcp_servers": [{"name": "x"}]}', deep(5000))),
     *(Raw("result", {}, body) for body in ("null", "[]", "{}", '"text"', "1e5", "{", b"\xff")),
     *(replace(ANSWER, body=_ANSWER.replace('"fine"', text)) for text in ("1", "[]", "true", "9" * 5000)),

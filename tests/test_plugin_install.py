@@ -117,7 +117,7 @@ def test_our_own_plugins_are_discovered_from_their_wheels(environment: Environme
             "import sys; from pathlib import Path; from pynchy.agent_plugins import plugin_parts; "
             "from pynchy.plugin import discover_plugins; from pynchy.types import Group; "
             "parts = plugin_parts(discover_plugins(), Path(sys.argv[1]), Group('x', 'x', 'x'), None); "
-            "print(*[mount.host_path for mount in parts.mounts if mount.container_path.startswith('/workspace/plugins')])"
+            "print(*[one.host_path for one in parts.mounts if one.container_path.startswith('/workspace/plugins')])"
         )
         source = environment.run("-c", code, str(tmp_path / "home")).strip()
         assert source == str(environment.site_packages / "pynchy_plugin_hello")

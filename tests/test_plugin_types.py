@@ -53,7 +53,7 @@ def registry_of(*plugins: Any) -> PluginRegistry:
 
 
 async def test_an_mcp_server_answers_with_its_own_sources_environment_and_a_folder_that_lasts(
-    runtime: ContainerRuntime, start_service: StartService, tmp_path: Path
+    runtime: ContainerRuntime, start_service: StartService, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for expected in ("first\n", "first\nfirst\n"):
         async with start_service(runtime, registry_of(Shelf())) as service:
@@ -62,6 +62,9 @@ async def test_an_mcp_server_answers_with_its_own_sources_environment_and_a_fold
     async with start_service(runtime, registry_of(Shelf())) as service:
         answer = await Chat(service).ask(call("mcp__shelf__surroundings"))
     assert answer == "green /workspace/data/shelf /workspace/plugins/shelf"
+    logged = "".join(capfd.readouterr())
+    assert "ready" in logged
+    assert "green" not in logged + repr(Shelf().mcp_server_spec()), "what is in env is in no log"
     assert (tmp_path / "home/plugin-data/shelf/main/notes").read_text() == "first\nfirst\n"
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pynchy.cli.output import configure_logging
 from pynchy.cli.plugin_list import running_service_records
@@ -21,6 +23,7 @@ from pynchy.plugin import (
     discover_plugins,
     runtime_candidates,
 )
+from pynchy.plugin_inventory import stored_reports
 from pynchy.plugin_packages import lacking, unmet, wanted
 from pynchy.runtime import DEFAULT_IMAGE, agent_image, get_runtime
 
@@ -43,12 +46,18 @@ def doctor() -> int:
         findings = [Finding("settings", str(error), "correct the variable or unset it")]
     else:
         registry = discover_plugins()
+        running = running_service_records()
+        if running is None:
+            reports = stored_reports(settings.home / "pynchy.db")
+        else:
+            reports = {record["name"]: record["reports"] for record in running if record["name"]}
         findings = [
             _home(settings.home),
-            _service(registry),
+            _service(registry, running),
             _credential(settings),
             *_runtime(registry),
             *_plugins(registry),
+            *_parts(registry, reports),
             *_requirements(registry),
         ]
     for finding in findings:
@@ -69,8 +78,7 @@ def _home(home: Path) -> Finding:
     return Finding("home", str(home) if home.exists() else f"{home} (made at the first start)")
 
 
-def _service(registry: PluginRegistry) -> Finding:
-    records = running_service_records()
+def _service(registry: PluginRegistry, records: list[dict[str, Any]] | None) -> Finding:
     if records is None:
         return Finding("service", "not running")
     known = {record["entry_point"] for record in records}
@@ -128,12 +136,26 @@ def _image(runtime: ContainerRuntime, registry: PluginRegistry) -> list[Finding]
 
 def _plugins(registry: PluginRegistry) -> list[Finding]:
     findings = [
-        Finding("plugin " + (record.name or record.entry_point), f"{record.state}: {record.reason}", record.remedy)
+        Finding(
+            f"plugin {record.name or record.entry_point}",
+            f"{record.state}: {record.reason}",
+            "" if record.state is State.DISABLED else record.remedy,  # which is as the user wants it
+        )
         for record in registry.records
         if record.state is not State.READY
     ]
     ready = [record.name for record in registry.records if record.state is State.READY]
     return [Finding("plugins", ", ".join(ready) or "none"), *findings]
+
+
+def _parts(registry: PluginRegistry, reports: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    """What was last heard of the parts of plugins that could be loaded."""
+    return [
+        Finding(f"plugin {record.name}", f"{part}: {trouble}", f"`pynchy plugins check {record.name}` says more")
+        for record in registry.records
+        for part, trouble in reports.get(record.name, {}).items()
+        if record.state is State.READY and part != "load" and trouble
+    ]
 
 
 def _requirements(registry: PluginRegistry) -> list[Finding]:
