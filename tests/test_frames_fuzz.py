@@ -20,6 +20,7 @@ from stored import raw, rows
 from structlog.testing import capture_logs
 from support import CREDENTIAL
 
+from pynchy.agent_plugins import plugin_parts
 from pynchy.app import Service
 from pynchy.channels.terminal import terminal_jid
 from pynchy.config import load_settings
@@ -153,8 +154,11 @@ class World:
         upstream = Upstream(model.base_url, ("x-api-key", CREDENTIAL))
         starting = Service.start(load_settings(), upstream, PluginRegistry(), self._runtime)
         self._service = await self._exits.enter_async_context(starting)
-        for jid, name in ((_MINE, "mine"), (_THEIRS, "theirs")):
-            await self._service.register_group(Group(jid, name, name))
+        # Not through the service, which would answer what waits there.
+        await self._service._store.register_group(Group(_THEIRS, "theirs", "theirs"))
+        await self._service.register_group(Group(_MINE, "mine", "mine"))
+        # Laid out by the first agent's start, and the same from then on.
+        plugin_parts(PluginRegistry(), self._database.parent, Group(_MINE, "mine", "mine"), None)
         self._exits.enter_context(self._service.terminal.attached(_MINE, self._hear))
         with raw(self._database) as db:
             db.executescript(_THEIR_ROWS)
