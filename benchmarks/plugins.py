@@ -70,7 +70,7 @@ def _listing(directory: Path, home: Path) -> list[Row]:
     peaks: list[float] = []
     for _ in range(RUNS + 1):
         floors.append(_run(bare, env)[0])
-        seconds, peak = _run([sys.executable, "-m", "pynchy", "plugins", "list"], env)
+        seconds, peak = _run([str(Path(sys.executable).with_name("pynchy")), "plugins", "list"], env)
         times.append(seconds)
         peaks.append(peak)
     scan = "python and a scan of entry points"

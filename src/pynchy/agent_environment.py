@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from pynchy.home import container_dir
@@ -61,6 +60,8 @@ class AgentEnvironment:
         An existing one is replaced only when the new one is complete, and stays beside it, as `NAME.previous`,
         until the next time: running agents have it mounted.
         """
+        import tempfile
+
         import uv
 
         from pynchy.plugin_packages import to_text

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 from typing import Any
 
@@ -26,6 +24,8 @@ def show_all(as_json: bool) -> int:
     """Print the running service's list, or where none runs what a start would find."""
     records = all_records()
     if as_json:
+        import json
+
         print(json.dumps(records, indent=2))
     elif not records:
         print("No plugins are installed.")
@@ -50,13 +50,14 @@ def show_one(name: str) -> int:
 
 def why() -> int:
     """Print which runtime would be used, and why not another."""
-    from pynchy.cli.output import complain
-    from pynchy.plugin import discover_plugins, runtime_candidates
+    from pynchy.cli.output import complain, configure_logging
+    from pynchy.plugin import runtime_candidates
+    from pynchy.plugin._discovery import find_plugins
     from pynchy.runtime import get_runtime
 
     load_environment(pynchy_home())
-    logging.getLogger("pynchy.plugin").setLevel(logging.CRITICAL)
-    registry = discover_plugins()
+    configure_logging("critical")
+    registry = find_plugins()
     try:
         runtime = get_runtime(registry)
     except RuntimeError as error:
@@ -87,11 +88,10 @@ def found_records() -> list[dict[str, Any]]:
     home = pynchy_home()
     with contextlib.suppress(OSError, ValueError):  # `pynchy doctor` says so
         load_environment(home)
-    from pynchy.plugin import discover_plugins
+    from pynchy.plugin._discovery import find_plugins
     from pynchy.plugin_inventory import records_with_reports, stored_reports
 
-    logging.getLogger("pynchy.plugin").setLevel(logging.CRITICAL)  # the list says it all
-    return records_with_reports(discover_plugins().records, stored_reports(home / "pynchy.db"))
+    return records_with_reports(find_plugins().records, stored_reports(home / "pynchy.db"))
 
 
 def running_service_records() -> list[dict[str, Any]] | None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time_ns
 
 from pynchy.plugin._registry import PluginRecord
 
@@ -91,7 +90,8 @@ class CrashLog:
             with contextlib.suppress(OSError):
                 self._look_at(path)
         while True:
-            self._descriptor, self._path = tempfile.mkstemp(prefix=f"{os.getpid()}-", dir=self._directory)
+            self._path = f"{self._directory}/{os.getpid()}-{time_ns()}"
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             if os.fstat(self._descriptor).st_nlink:
                 return

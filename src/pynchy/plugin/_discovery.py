@@ -70,6 +70,15 @@ def discover_plugins() -> PluginRegistry:
     `KeyboardInterrupt` passes. A plugin registers whole or not at all. One that an earlier process died of, or
     that `PYNCHY_PLUGINS_DISABLED` names, is not loaded.
     """
+    registry = find_plugins()
+    for record in registry.records:
+        if record.state not in (State.READY, State.DISABLED):
+            _warn(record)
+    return registry
+
+
+def find_plugins() -> PluginRegistry:
+    """The same without a line in the log, for whoever shows the records."""
     found, unreadable = _entry_points()
     return discover_entry_points(found, unreadable)
 
@@ -90,9 +99,6 @@ def discover_entry_points(found: list[EntryPoint], unreadable: Iterable[PluginRe
                 with crashes.loading(entry_point):
                     record = _discover_one(entry_point, record, registry, holders)
             registry.records.append(record)
-    for record in registry.records:
-        if record.state not in (State.READY, State.DISABLED):
-            _warn(record)
     return registry
 
 

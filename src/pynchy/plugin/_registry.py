@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from functools import lru_cache
 from importlib.metadata import Distribution
 from typing import Any
 from urllib.parse import unquote
@@ -70,12 +71,12 @@ class PluginRecord:
     @property
     def distribution(self) -> str:
         """The name of the distribution it comes from; empty where that cannot be read."""
-        return _read(lambda dist: dist.name or "", self.dist)
+        return _read(lambda dist: _name_and_version(dist)[0], self.dist)
 
     @property
     def version(self) -> str:
         """That distribution's version; empty where it cannot be read."""
-        return _read(lambda dist: dist.version or "", self.dist)
+        return _read(lambda dist: _name_and_version(dist)[1], self.dist)
 
     @property
     def origin(self) -> str:
@@ -100,6 +101,12 @@ def _read(what: Callable[[Distribution], str], dist: Distribution | None) -> str
         return "" if dist is None else what(dist)
     except Exception:  # broken metadata
         return ""
+
+
+@lru_cache
+def _name_and_version(dist: Distribution) -> tuple[str, str]:
+    metadata = dist.metadata  # parsed anew at each look
+    return metadata["Name"] or "", metadata["Version"] or ""
 
 
 def _origin(direct_url: str | None) -> str:
