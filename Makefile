@@ -67,8 +67,11 @@ help: ## list these targets
 run: .venv/.stamp-host ## set up what is missing, then open a chat
 	@.venv/bin/python -m pynchy.cli.first_run
 
+pytest = .venv/bin/python -m pytest
+
+# Two at a time, for the tests wait for sandboxes more than they compute. With arguments, one after the other.
 test: .venv/.stamp-dev agent-env ## run the tests
-	@.venv/bin/python -m pytest $(ARGS)
+	@$(if $(ARGS),$(pytest) $(ARGS),$(pytest) -n 2 --dist loadfile -m "not alone" && $(pytest) -m alone)
 
 soak: .venv/.stamp-dev agent-env ## kill and break things at random, for an hour or two
 	@cd tests && PYTHONPATH=. ../.venv/bin/python -m soak $(ARGS)

@@ -90,6 +90,20 @@ async def test_a_server_that_does_not_start_is_said_once_in_the_main_chat_and_th
         assert await Chat(service).ask("hello") == "You said: hello", "it is not said again"
 
 
+_PLANTED = ("mcp", "json", "asyncio", "agent_runner", "pynchy", "pynchy_sample")
+
+
+async def test_what_an_agent_leaves_in_its_folder_takes_no_modules_place(
+    runtime: ContainerRuntime, start_service: StartService, tmp_path: Path
+) -> None:
+    async with start_service(runtime, registry_of(Shelf(), Watch())) as service:
+        plant = "; ".join(f"echo 'raise SystemExit(1)' > {name}.py" for name in _PLANTED)
+        await Chat(service).ask(call("Bash", command=plant))
+    async with start_service(runtime, registry_of(Shelf(), Watch())) as service:
+        assert await Chat(service).ask(call("mcp__shelf__keep", note="safe")) == "safe"
+        assert "the sample hook forbids it" in await Chat(service).ask(call("Bash", command="echo forbidden"))
+
+
 # --- skills -------------------------------------------------------------------------------------------------
 
 

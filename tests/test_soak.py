@@ -21,6 +21,7 @@ async def test_hosts_killed_at_random_answer_every_message_once(tmp_path: Path) 
     assert account.repeated <= report.kills
 
 
+@pytest.mark.alone  # it restarts the engine where it may
 @pytest.mark.docker
 async def test_whatever_fails_every_message_ends_in_one_answer_or_one_notice(tmp_path: Path) -> None:
     RUNTIMES["docker"]()

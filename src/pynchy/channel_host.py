@@ -78,7 +78,7 @@ class ChannelHost:
         for plugin in registry.channels:
             name = registry.name_of(plugin)
             try:
-                channel = self._create(registry, plugin, name)
+                channel = create_channel(registry, plugin, self._home, self._behind)
             except (PluginRaised, TypeError) as error:
                 log.warning("a plugin's channel cannot be created", plugin=name, error=str(error))
                 await self._reports.note([PluginReport(name, "channel", str(error))])
@@ -99,31 +99,6 @@ class ChannelHost:
     def owner_of(self, jid: str) -> Channel | None:
         """The connected channel whose chat this is."""
         return owner_among(self.channels, jid)
-
-    # --- what channels get ----------------------------------------------------------------------------------
-
-    def _create(self, registry: PluginRegistry, plugin: ChannelPlugin, name: str) -> Channel:
-        created: list[Channel] = []
-
-        async def on_message(message: NewMessage) -> None:
-            _check_message(message, created[0] if created else None)
-            await self._behind.on_message(_with_names_of_attachments(message))
-
-        context = PluginContext(
-            send_message=self._behind.send_text,
-            registered_groups=lambda: MappingProxyType(dict(self._behind.registered_groups())),
-            config=plugin_config(name, os.environ),
-            on_message=on_message,
-            on_chat_metadata=self._behind.on_chat_metadata,
-            data_dir=plugin_data_dir(name, self._home),
-            log=logging.getLogger(f"pynchy.plugins.{name}"),
-        )
-        with watched(registry.record_of(name), self._home):
-            channel = ask(lambda: plugin.create_channel(context))
-        if not isinstance(channel, Channel) or not isinstance(channel.name, str):
-            raise TypeError(f"create_channel() returned {type(channel).__name__}, which is no Channel")
-        created.append(channel)
-        return channel
 
     # --- connecting -----------------------------------------------------------------------------------------
 
@@ -196,6 +171,32 @@ class ChannelHost:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def create_channel(registry: PluginRegistry, plugin: ChannelPlugin, home: Path, behind: Behind) -> Channel:
+    """Have a plugin create its channel; PluginRaised or TypeError where it does not give one."""
+    name = registry.name_of(plugin)
+    created: list[Channel] = []
+
+    async def on_message(message: NewMessage) -> None:
+        _check_message(message, created[0] if created else None)
+        await behind.on_message(_with_names_of_attachments(message))
+
+    context = PluginContext(
+        send_message=behind.send_text,
+        registered_groups=lambda: MappingProxyType(dict(behind.registered_groups())),
+        config=plugin_config(name, os.environ),
+        on_message=on_message,
+        on_chat_metadata=behind.on_chat_metadata,
+        data_dir=plugin_data_dir(name, home),
+        log=logging.getLogger(f"pynchy.plugins.{name}"),
+    )
+    with watched(registry.record_of(name), home):
+        channel = ask(lambda: plugin.create_channel(context))
+    if not isinstance(channel, Channel) or not isinstance(channel.name, str):
+        raise TypeError(f"create_channel() returned {type(channel).__name__}, which is no Channel")
+    created.append(channel)
+    return channel
 
 
 def owner_among(channels: Iterable[Channel], jid: str) -> Channel | None:

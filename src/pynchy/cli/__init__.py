@@ -174,7 +174,7 @@ def _parser(with_plugins: bool) -> argparse.ArgumentParser:
     if with_plugins:
         from pynchy.cli import plugin_commands
 
-        for name, points in sorted(plugin_commands.installed_commands().items()):
+        for name, points in sorted(plugin_commands.usable_commands().items()):
             if name not in _COMMANDS:
                 commands.mention(name, f"From the plugin {plugin_commands.owners(points)}.")
     return parser

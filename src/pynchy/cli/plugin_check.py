@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import uuid
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -93,7 +94,7 @@ def _check(target: str, directory: Path) -> _Findings:
     findings = _Findings()
     loaded = _load(directory, arguments, search, findings)
     for result in loaded:
-        _judge_record(result, findings, [*search], directory, arguments)
+        _judge_record(result, findings, search, directory, arguments)
         if result["record"]["state"] == "ready":
             _judge_parts(result, directory, findings)
     if findings.works and not search:
@@ -125,17 +126,29 @@ def _install(project: Path, target: Path) -> None:
     """Build the project and unpack it into a directory of its own, as an installation would."""
     tell(f"Building {project} ...")
     command = [uv.find_uv_bin(), "pip", "install", "--quiet", "--no-config", "--no-deps", "--python", sys.executable]
-    if find_spec("hatchling"):  # what is at hand need not be fetched
+    if _has_build_backend(project):
         command.append("--no-build-isolation")
-    done = subprocess.run(
-        [*command, "--target", str(target), str(project.absolute())],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=_INSTALL_WITHIN,
-    )
+    try:
+        done = subprocess.run(
+            [*command, "--target", str(target), str(project.absolute())],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_INSTALL_WITHIN,
+        )
+    except subprocess.TimeoutExpired:
+        raise _CannotCheck(f"{project} was not built within {_INSTALL_WITHIN:.0f} s.") from None
     if done.returncode:
         raise _CannotCheck(f"{project} cannot be built: {_tail(done.stderr)}")
+
+
+def _has_build_backend(project: Path) -> bool:
+    """Whether what builds the project is here already, and need not be fetched."""
+    try:
+        backend = tomllib.loads((project / "pyproject.toml").read_text())["build-system"]["build-backend"]
+        return find_spec(str(backend).partition(":")[0].partition(".")[0]) is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _load(directory: Path, arguments: list[str], search: list[str], findings: _Findings) -> list[dict[str, Any]]:
@@ -192,7 +205,10 @@ def _judge_record(
     findings.ok(f"{subject} is the plugin {record['name']!r}: {', '.join(record['types'])}")
     milliseconds = record["import_milliseconds"]
     if milliseconds > _SLOW_IMPORT:
-        slow = _slowest(_child(directory, arguments, search, "-X", "importtime").stderr)
+        try:
+            slow = _slowest(_child(directory, arguments, search, "-X", "importtime").stderr)
+        except subprocess.TimeoutExpired:
+            slow = ""
         findings.warn(
             f"its import takes {milliseconds:.0f} ms, which every start pays{slow}; import it where it is used"
         )
@@ -229,8 +245,10 @@ def _judge_parts(result: dict[str, Any], directory: Path, findings: _Findings) -
         findings.ok(f"skills: {', '.join(offers['skills'])}")
     if offers.get("tools"):
         findings.ok(f"host tools: {', '.join(offers['tools'])}")
-    if "channel" in offers:
-        findings.ok("channel: it is created and connected by `pynchy run` alone")
+    if "channel" in offers and "channel" not in result["troubles"]:
+        findings.ok("channel: it can be created; `pynchy run` connects it")
+    if "runtime" in offers and "runtime" not in result["troubles"]:
+        findings.ok("runtime: it can be created")
     for path in result["binaries"]:
         findings.warn(f"{path} is built for this machine and may not run in the container: see the `container` extra")
     if not result["mcp_servers"] and not result["hooks"]:

@@ -7,16 +7,21 @@ OUTPUT gets a JSON list, an object a plugin: its record, and where it is ready i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any
 
 from pynchy.agent_plugins import plugin_parts
-from pynchy.plugin import GROUP, PluginRegistry, State
+from pynchy.channel_host import create_channel
+from pynchy.plugin import GROUP, NewMessage, PluginRegistry, State
 from pynchy.plugin._discovery import discover_entry_points
+from pynchy.plugin._errors import PluginRaised
+from pynchy.plugin._runtimes import create_runtime
 from pynchy.types import Group
 
 
@@ -49,6 +54,7 @@ def _result(registry: PluginRegistry, home: Path, owner: tuple[int, int]) -> dic
     result["mcp_servers"] = dict(parts.mcp_servers)
     result["hooks"] = dict(parts.hooks)
     result["troubles"] = {report.part: report.trouble for report in parts.reports if report.trouble}
+    result["troubles"] |= _created(registry, home)
     result["binaries"] = sorted(
         {
             str(path)
@@ -58,6 +64,44 @@ def _result(registry: PluginRegistry, home: Path, owner: tuple[int, int]) -> dic
         }
     )
     return result
+
+
+def _created(registry: PluginRegistry, home: Path) -> dict[str, str]:
+    """Why a channel or a runtime cannot be created, as a start would do it."""
+    troubles: dict[str, str] = {}
+
+    async def create_channels() -> None:
+        for plugin in registry.channels:
+            try:
+                create_channel(registry, plugin, home, _Nobody())
+            except (PluginRaised, TypeError) as error:
+                troubles["channel"] = str(error)
+
+    asyncio.run(create_channels())
+    for plugin in [*registry.runtimes, *registry.unmatched_runtimes]:
+        if create_runtime(registry, plugin) is None:
+            troubles["runtime"] = registry.records[0].reason
+    return troubles
+
+
+class _Nobody:
+    """A service that takes everything and does nothing with it."""
+
+    async def on_message(self, message: NewMessage) -> int | None:
+        """Forget it."""
+
+    async def on_chat_metadata(self, jid: str, name: str) -> None:
+        """Forget it."""
+
+    async def send_text(self, jid: str, text: str) -> None:
+        """Forget it."""
+
+    def registered_groups(self) -> Mapping[str, Group]:
+        """There are none."""
+        return {}
+
+    def channel_connected(self) -> None:
+        """Nothing waits."""
 
 
 if __name__ == "__main__":

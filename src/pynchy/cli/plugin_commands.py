@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 
 from pynchy.cli.output import complain
+from pynchy.home import load_environment, pynchy_home
 from pynchy.plugin import GROUP_OF_COMMANDS
 from pynchy.plugin._discovery import disabled_reason
 from pynchy.plugin._errors import in_words
@@ -29,6 +31,17 @@ def installed_commands() -> dict[str, list[EntryPoint]]:
         if _NAME.fullmatch(point.name) and point not in found.get(point.name, []):
             found.setdefault(point.name, []).append(point)
     return found
+
+
+def usable_commands() -> dict[str, list[EntryPoint]]:
+    """Those of plugins that are not switched off, for `--help`."""
+    with suppress(OSError, ValueError, RuntimeError):
+        load_environment(pynchy_home())
+    return {
+        name: points
+        for name, points in installed_commands().items()
+        if not any(disabled_reason(point) for point in points)
+    }
 
 
 def call(name: str, points: list[EntryPoint], arguments: list[str]) -> int:

@@ -199,7 +199,7 @@ def select_runtime(registry: PluginRegistry) -> ContainerRuntime:
     for candidate in runtime_candidates(registry):
         if candidate.plugin is None:
             break
-        if runtime := _create(registry, candidate.plugin):
+        if runtime := create_runtime(registry, candidate.plugin):
             return runtime
     return DockerRuntime()
 
@@ -212,7 +212,7 @@ def _by_name(registry: PluginRegistry, wanted: str) -> ContainerRuntime:
     for plugin in sorted(plugins, key=lambda plugin: registry.name_of(plugin) != wanted):
         name = registry.name_of(plugin)
         known.add(name)
-        runtime = _create(registry, plugin)
+        runtime = create_runtime(registry, plugin)
         if runtime is None:
             broken.append(name)
             continue
@@ -231,7 +231,9 @@ def _by_name(registry: PluginRegistry, wanted: str) -> ContainerRuntime:
     )
 
 
-def _create(registry: PluginRegistry, plugin: RuntimePlugin) -> ContainerRuntime | None:
+def create_runtime(registry: PluginRegistry, plugin: RuntimePlugin) -> ContainerRuntime | None:
+    """Have a plugin create its runtime; None, and a record that says why, where it cannot."""
+
     def create() -> ContainerRuntime:
         runtime = plugin.create_runtime()
         if not isinstance(runtime, ContainerRuntime):

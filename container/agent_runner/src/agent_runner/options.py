@@ -94,7 +94,8 @@ def server_parameters(name: str, server: dict[str, Any]) -> dict[str, Any]:
     return {
         "command": server["command"],
         "args": server["args"],
-        "env": {**env, "PYTHONPATH": os.pathsep.join(path for path in paths if path), **folder},
+        # What the agent leaves in its folder, where servers start, must not take the place of a module.
+        "env": {"PYTHONSAFEPATH": "1", **env, "PYTHONPATH": os.pathsep.join(path for path in paths if path), **folder},
     }
 
 

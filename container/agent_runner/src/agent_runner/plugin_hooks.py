@@ -138,6 +138,7 @@ class PluginProcess:
                 self._process = HookProcess(
                     await asyncio.create_subprocess_exec(
                         sys.executable,
+                        "-P",  # what the agent leaves in its folder must not take the place of a module
                         "-m",
                         "agent_runner.hook_process",
                         *self._functions,
