@@ -37,7 +37,7 @@ async def measure(runtime: ContainerRuntime, plugins: PluginRegistry, label: str
             first, further = await _floor(runtime, plugins, model)
             floors_cold.append(first)
             floors_warm += further
-            first, further = await _service(runtime, plugins, model)
+            first, further = await service(runtime, plugins, model)
             cold.append(first)
             warm += further
     return [
@@ -46,7 +46,7 @@ async def measure(runtime: ContainerRuntime, plugins: PluginRegistry, label: str
     ]
 
 
-async def _service(
+async def service(
     runtime: ContainerRuntime, plugins: PluginRegistry, model: ScriptedModel
 ) -> tuple[float, list[float]]:
     """Channel in to channel out, on a fresh home: the first message, then the further ones."""

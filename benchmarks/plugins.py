@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.messages import service
 from benchmarks.table import Row
-from pynchy.app import Service
-from pynchy.config import Settings
-from pynchy.model_gateway import Upstream
 from pynchy.plugin import ContainerRuntime, HostTool, PluginRegistry, SkillPlugin, ToolPlugin
 from pynchy.testing import ScriptedModel
 
 RUNS = 15
-_WARM_ROUNDS = 5
-_WARM_QUERIES = 20
+_WARM_ROUNDS = 8
 
 _PLUGIN = """
 from pathlib import Path
@@ -155,8 +150,8 @@ async def measure_warm(runtime: ContainerRuntime) -> list[Row]:
     with_plugins: list[float] = []
     async with ScriptedModel() as model:
         for _ in range(_WARM_ROUNDS):
-            without += await _warm(runtime, PluginRegistry(), model)
-            with_plugins += await _warm(runtime, _twenty(), model)
+            without += (await service(runtime, PluginRegistry(), model))[1]
+            with_plugins += (await service(runtime, _twenty(), model))[1]
     return [
         Row(
             f"warm message -> reply, {runtime.name}, 20 plugins",
@@ -195,21 +190,3 @@ class _Skill(SkillPlugin):
 
     def skill_paths(self) -> list[Path]:
         return []
-
-
-async def _warm(runtime: ContainerRuntime, registry: PluginRegistry, model: ScriptedModel) -> list[float]:
-    texts: asyncio.Queue[str] = asyncio.Queue()
-    with tempfile.TemporaryDirectory() as home:
-        settings = Settings(home=Path(home))  # pyright: ignore[reportCallIssue]
-        async with Service.start(settings, Upstream(model.base_url), registry, runtime) as service:
-            jid = await service.group_jid("main")
-            with service.terminal.attached(jid, texts.put):
-
-                async def once() -> float:
-                    began = time.perf_counter()
-                    await service.say(jid, "hello")
-                    await texts.get()
-                    return time.perf_counter() - began
-
-                await once()
-                return [await once() for _ in range(_WARM_QUERIES // _WARM_ROUNDS + 4)]
