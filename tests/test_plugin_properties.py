@@ -17,6 +17,7 @@ from plugin_modules import contents, discovery, package_in
 from pynchy.plugin import HOOK_EVENTS, AgentHook, HostTool, McpServerSpec, PluginRecord, State, discover_plugins
 from pynchy.plugin._validation import compile_schema
 from pynchy.types import ContainerInput, tool_prefix, valid_folder
+from pynchy.wire import json_frame
 
 _ODD = """
 class Odd(McpPlugin, SkillPlugin, HookPlugin, ToolPlugin):
@@ -214,7 +215,8 @@ _ENTRIES = st.dictionaries(
     )
 )
 def test_an_agents_input_crosses_the_wall_unchanged(given_input: ContainerInput) -> None:
-    assert ContainerInput.from_dict(json.loads(json.dumps(given_input.to_dict()))) == given_input
+    sent = json_frame("input", given_input.to_dict())
+    assert ContainerInput.from_dict(sent.json_body()) == given_input
 
 
 @given(st.dictionaries(_TEXT, JSON, min_size=1, max_size=3))

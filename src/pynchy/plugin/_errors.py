@@ -30,7 +30,7 @@ def sentence(text: object, longest: int = 300) -> str:
 
 def in_words(error: BaseException) -> str:
     """The error's type and text, on one line; an error that cannot even be printed by its type alone."""
-    if isinstance(error, InvalidPlugin) and (text := sentence(error, 600)):
+    if isinstance(error, InvalidPlugin) and (text := sentence(error, 480)):
         return text
     text = sentence(error)
     return type(error).__name__ + (f": {text}" if text else "")
