@@ -267,6 +267,26 @@ def test_help_and_python_m_pynchy_work() -> None:
         assert f"\n    {command} " in done.stdout
 
 
+@pytest.mark.parametrize(
+    "command", [("plugins", "list"), ("plugins", "why"), ("plugins", "show", "hello"), ("--help",)]
+)
+def test_a_reader_that_goes_away_and_a_broken_settings_file_end_in_no_traceback(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/.env").write_bytes(b"A=\xff\xfe\n")
+    assert pynchy(*command).returncode == 0
+    read, write = os.pipe()
+    os.close(read)
+    for unbuffered in ("", "1"):
+        env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        whole = [sys.executable, "-m", "pynchy", *command]
+        done = subprocess.run(whole, stdout=write, stderr=subprocess.PIPE, timeout=60, env=env)
+        assert done.stderr == b""
+        assert done.returncode == 1 or command == ("--help",)
+    os.close(write)
+
+
 def test_the_plugin_list_names_each_plugin_with_its_types(any_runtime: str) -> None:
     lines = pynchy("plugins", "list").stdout.splitlines()
     assert lines[0].split() == ["NAME", "STATE", "TYPES", "VERSION", "FROM"]

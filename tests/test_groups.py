@@ -40,6 +40,7 @@ def test_a_chat_becomes_a_group_with_the_plugins_it_is_given(home: Path) -> None
 
 
 _MISTAKES: list[tuple[tuple[str, ...], str]] = [
+    (("add", "", "x"), "A chat needs an address"),
     (("add", "terminal:x", "../x"), "'../x' cannot be a folder"),
     (("add", "terminal:x", "x", "--plugins", "nope"), "No plugin is called nope; there are: bubblewrap, hello."),
     (("add", "terminal:main", "other"), "The chat terminal:main is the group 'main' already."),

@@ -31,9 +31,17 @@ class _Help(argparse.HelpFormatter):
 def main() -> None:
     """The entry point of `pynchy`."""
     try:
-        sys.exit(_main(sys.argv[1:]))
+        try:
+            code = _main(sys.argv[1:])
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # nobody reads what is printed; Python would say so once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
 
 
 def _main(words: list[str]) -> int:

@@ -62,6 +62,8 @@ def add(jid: str, folder: str, name: str | None, plugins: str | None) -> int:
     async def action(registered: Registered) -> int:
         if not valid_folder(folder):
             return complain(f"{folder!r} cannot be a folder: use lower-case letters, digits, `-` and `_`.")
+        if not jid.strip():
+            return complain("A chat needs an address; `pynchy groups list` shows those that channels have seen.")
         for group in await registered.groups():
             if group.jid == jid:
                 return complain(f"The chat {jid} is the group {group.folder!r} already.")

@@ -55,7 +55,7 @@ def why() -> int:
     from pynchy.plugin._discovery import find_plugins
     from pynchy.runtime import get_runtime
 
-    load_environment(pynchy_home())
+    _read_settings()
     configure_logging("critical")
     registry = find_plugins()
     try:
@@ -85,13 +85,16 @@ def all_records() -> list[dict[str, Any]]:
 
 def found_records() -> list[dict[str, Any]]:
     """Discover in this process."""
-    home = pynchy_home()
-    with contextlib.suppress(OSError, ValueError):  # `pynchy doctor` says so
-        load_environment(home)
+    _read_settings()
     from pynchy.plugin._discovery import find_plugins
     from pynchy.plugin_inventory import records_with_reports, stored_reports
 
-    return records_with_reports(find_plugins().records, stored_reports(home / "pynchy.db"))
+    return records_with_reports(find_plugins().records, stored_reports(pynchy_home() / "pynchy.db"))
+
+
+def _read_settings() -> None:
+    with contextlib.suppress(OSError, ValueError):  # `pynchy doctor` says so
+        load_environment(pynchy_home())
 
 
 def running_service_records() -> list[dict[str, Any]] | None:
