@@ -85,6 +85,13 @@ def without_docker(tmp_path: Path) -> dict[str, str]:
     return {"PATH": str(directory)}
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something is so, at most twenty seconds."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 class Chat:
     """A terminal attached to the main group."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import EntryPoint
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from pynchy_sample.plugin import Pigeon, PigeonPost
 from stored import queued, rows
-from support import RogueRuntime, StartService
+from support import RogueRuntime, StartService, until
 
 from pynchy.app import Service
 from pynchy.plugin import Attachment, ChannelPlugin, NotConnected, PluginContext, PluginRecord, PluginRegistry, State
@@ -33,13 +32,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("_FIRST_PAUSE", 0.01), ("_LOOK_EVERY", 0.01), ("_RECONNECT_WITHIN", 0.05)):
         monkeypatch.setattr(f"pynchy.channel_host.{name}", seconds)
     monkeypatch.setattr("pynchy.channel_host._DISCONNECT_WITHIN", 0.5)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something is so, at most twenty seconds."""
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def registry_of(*plugins: ChannelPlugin) -> PluginRegistry:

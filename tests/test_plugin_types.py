@@ -20,7 +20,8 @@ from pynchy_sample.plugin import (
     Watch,
     marks,
 )
-from support import RUNTIMES, Chat, StartService
+from stored import rows
+from support import RUNTIMES, Chat, StartService, until
 
 from pynchy.app import Service
 from pynchy.plugin import ContainerRuntime, PluginRecord, PluginRegistry, State
@@ -262,5 +263,22 @@ async def test_a_group_without_a_plugin_sees_none_of_its_parts_and_files(
         await service.set_group_plugins("pigeon:loft", ())
         await post.channel.arrive(call("mcp__vault__sign", word="tea"))
         assert "signed" not in (await post.channel.sent.get())[1]
+        await service.set_group_plugins("pigeon:loft", ("vault",))
+        go = tmp_path / "home/groups/loft/go"
+        wait = "while [ ! -e go ]; do python3 -c 'import time; time.sleep(0.05)'; done; echo went"
+        claimed = "SELECT count(*) FROM messages WHERE state = 'claimed'"
+        asked = len(model.requests)
+        await post.channel.arrive(call("Bash", command=wait))
+        await until(lambda: len(model.requests) > asked)
+        await service.set_group_plugins("pigeon:loft", ())
+        await post.channel.arrive("said while it was busy")
+        await until(lambda: rows(tmp_path / "home/pynchy.db", claimed) == [(2,)])
+        go.touch()
+        replies = ""
+        while "said while it was busy" not in replies:
+            replies += (await post.channel.sent.get())[1]
+        assert "went" in replies
+        await post.channel.arrive(call("mcp__vault__sign", word="tea"))
+        assert "signed" not in (await post.channel.sent.get())[1], "the change was not lost on the busy agent"
     with sqlite3.connect(tmp_path / "home/pynchy.db") as db:
         assert db.execute("SELECT plugins FROM groups WHERE folder = 'loft'").fetchone() == ("[]",)

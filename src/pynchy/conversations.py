@@ -190,7 +190,8 @@ class Shift:
         current = self._host.group(self._group.jid) or self._group
         if self._run and not self._open and (not self._run.alive or current != self._group):
             await self._end_run()  # it has died while it was idle, or is to have other plugins
-        self._group = current
+        if self._run is None:
+            self._group = current
         room = _BATCH_CHARACTERS - sum(len(message.content) for message in self._open.values())
         if not self._host.credential.usable or (self._open and (self._place.wanted or room <= 0)):
             return
