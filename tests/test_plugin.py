@@ -336,7 +336,7 @@ def test_records_are_json_with_every_field(discover: Discover) -> None:
 
 def test_an_import_that_holds_up_the_start_is_noted(discover: Discover, monkeypatch: pytest.MonkeyPatch) -> None:
     assert discover().records[0].note == ""
-    monkeypatch.setattr("pynchy.plugin._discovery._SLOW_IMPORT", 0.0)
+    monkeypatch.setattr("pynchy.plugin._discovery.SLOW_IMPORT", 0.0)
     (record,) = discover().records
     assert record.state is State.READY
     assert re.fullmatch(r"its import takes \d+ ms: `pynchy plugins check good` says of what", record.note)

@@ -131,7 +131,7 @@ class Service:
         self.settings = settings
         self.demo = demo
         self.terminal = TerminalChannel()
-        self.reports = PluginReports(store, _MAIN_JID, self._wake_outbox)
+        self.reports = PluginReports(store, _MAIN_JID, self.wake_outbox)
         self.channels = ChannelHost(settings.home, self, self.reports, [self.terminal, *channels])
         self.outbox = Outbox(store, self.channels.owner_of, settings.assistant_name, _MAIN_JID)
         self._store = store
@@ -297,11 +297,8 @@ class Service:
         await self._store.enqueue(jid, text, "message")
         self.outbox.wake()
 
-    def channel_connected(self) -> None:
-        """What waits for it may be sent now."""
-        self.outbox.wake()
-
-    def _wake_outbox(self) -> None:
+    def wake_outbox(self) -> None:
+        """Something may be sent now."""
         self.outbox.wake()
 
     async def flush_outbox(self, jid: str) -> None:

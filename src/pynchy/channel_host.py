@@ -56,7 +56,7 @@ class Behind(Protocol):
         """Every registered chat by its jid."""
         ...
 
-    def channel_connected(self) -> None:
+    def wake_outbox(self) -> None:
         """What waits may be sent now."""
         ...
 
@@ -115,7 +115,7 @@ class ChannelHost:
                 continue
             log.info("channel connected", plugin=name)
             connected_at = loop.time()
-            self._behind.channel_connected()
+            self._behind.wake_outbox()
             await self._reports.note([PluginReport(name, "channel")])
             if sync := getattr(channel, "sync_metadata", None):
                 self._spawn(_quietly("sync_metadata", name, sync))
@@ -145,7 +145,7 @@ class ChannelHost:
                 patience -= _LOOK_EVERY
             elif patience < _RECONNECT_WITHIN:
                 patience = _RECONNECT_WITHIN
-                self._behind.channel_connected()
+                self._behind.wake_outbox()
 
     # --- typing ---------------------------------------------------------------------------------------------
 

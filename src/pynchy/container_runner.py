@@ -106,16 +106,7 @@ class AgentRun:
         self._attempted = True
         self._batches.append(ids)
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                self._runtime.cli,
-                *run_args(self._runtime, self._spec),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                limit=2 * MAX_LINE,
-                env={name: os.environ[name] for name in CLIENT_VARIABLES if name in os.environ},
-                start_new_session=True,  # a Ctrl-C at the terminal is for us alone
-            )
+            self._process = await spawn(self._runtime, self._spec)
         except (OSError, RuntimeUnavailable) as error:
             self._end(f"its container could not be started: {error}")
             raise AgentFailed(f"its container could not be started: {error}") from None
@@ -303,7 +294,21 @@ class AgentRun:
             log.debug("agent stderr", container=self.name, text=data.decode("utf-8", "replace")[:2000])
 
 
-def run_args(runtime: ContainerRuntime, spec: RunSpec) -> list[str]:
+async def spawn(runtime: ContainerRuntime, spec: RunSpec) -> asyncio.subprocess.Process:
+    """Start a container, at the end of pipes; OSError and RuntimeUnavailable where that cannot be done."""
+    return await asyncio.create_subprocess_exec(
+        runtime.cli,
+        *_run_args(runtime, spec),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=2 * MAX_LINE,
+        env={name: os.environ[name] for name in CLIENT_VARIABLES if name in os.environ},
+        start_new_session=True,  # a Ctrl-C at the terminal is for us alone
+    )
+
+
+def _run_args(runtime: ContainerRuntime, spec: RunSpec) -> list[str]:
     """The arguments that follow the runtime's `cli`. One of the plan's five members alone gets what those can carry."""
     with_limits: Callable[[RunSpec], list[str]] | None = getattr(runtime, "run_args", None)
     if with_limits:

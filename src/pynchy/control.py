@@ -285,6 +285,18 @@ async def connect(path: Path) -> Peer | None:
     return Peer(reader, writer)
 
 
+async def ask(path: Path, **request: Any) -> dict[str, Any] | None:
+    """One operation that has one answer; None where no service listens, or it ends without answering."""
+    peer = await connect(path)
+    if peer is None:
+        return None
+    try:
+        await peer.send(**request)
+        return await peer.receive()
+    finally:
+        await peer.close()
+
+
 def check_path(path: Path) -> None:
     """Raise ControlError where the path is longer than a socket's may be."""
     if len(os.fsencode(path)) > _MAX_PATH:

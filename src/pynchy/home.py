@@ -5,6 +5,7 @@ Standard library, and platformdirs for the default home; imported by everything 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def load_environment(home: Path) -> None:
         from dotenv import load_dotenv
 
         load_dotenv(path, override=False)
+
+
+def read_environment() -> None:
+    """`load_environment` for what only shows things: that a `.env` cannot be read is for `pynchy doctor` to say."""
+    with contextlib.suppress(OSError, ValueError):
+        load_environment(pynchy_home())
 
 
 def make_private(path: Path) -> Path:

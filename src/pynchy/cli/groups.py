@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from pynchy.app import AlreadyRunning, CannotStart, home_lock
 from pynchy.cli.output import complain, complain_of_system
 from pynchy.config import Settings, SettingsError, load_settings
-from pynchy.control import ControlError, connect
+from pynchy.control import ControlError, ask, connect
 from pynchy.home import control_socket
 from pynchy.plugin import State, discover_plugins
 from pynchy.store import Store, StoreError
@@ -108,14 +108,7 @@ class _Running:
         self._socket = control_socket(settings.home)
 
     async def _ask(self, **request: Any) -> dict[str, Any]:
-        peer = await connect(self._socket)
-        if peer is None:
-            raise ControlError("The service has stopped; try again.")
-        try:
-            await peer.send(**request)
-            answer = await peer.receive()
-        finally:
-            await peer.close()
+        answer = await ask(self._socket, **request)
         if answer is None or answer["event"] == "error":
             raise ControlError((answer or {}).get("message", "The service has stopped; try again."))
         return answer

@@ -16,7 +16,6 @@ import tempfile
 import tomllib
 import uuid
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,20 @@ import uv
 
 from pynchy.cli.output import complain, complain_of_system, configure_logging, tell
 from pynchy.config import SettingsError, load_settings
-from pynchy.container_runner import CLIENT_VARIABLES, run_args
+from pynchy.container_runner import spawn
 from pynchy.conversations import agent_owner
 from pynchy.home import pynchy_home
 from pynchy.plugin import GROUP, ContainerRuntime, RuntimeUnavailable, discover_plugins
 from pynchy.plugin._crashes import CrashLog
+from pynchy.plugin._discovery import DISABLED, SAFE_MODE, SLOW_IMPORT, readable_entry_points
 from pynchy.runtime import agent_image, get_runtime
 from pynchy.types import ContainerInput, Group, RunSpec, VolumeMount
-from pynchy.wire import MAX_LINE, WireError, encode, json_frame, read_frames
+from pynchy.wire import WireError, encode, json_frame, read_frames
 from pynchy.workspace import attachments_folder, group_folder, group_mounts, stage_runner
 
 _LOAD_WITHIN = 60.0  # seconds
 _INSTALL_WITHIN = 300.0  # seconds
 _CONTAINER_WITHIN = 150.0  # seconds
-_SLOW_IMPORT = 200.0  # milliseconds
 
 
 @dataclass
@@ -85,20 +84,20 @@ def check(target: str) -> int:
 
 def _check(target: str, directory: Path) -> _Findings:
     path = Path(target)
-    if path.is_dir() and ("/" in target or (path / "pyproject.toml").is_file()):
+    is_project = path.is_dir() and ("/" in target or (path / "pyproject.toml").is_file())
+    if is_project:
         installed = directory / "installed"
         _install(path, installed)
-        arguments, search = ["--only", str(installed)], [str(installed)]
+        loading = _Loading(directory, ("--only", str(installed)), str(installed))
     else:
-        arguments, search = ["--entry-point", _entry_point_name(target)], []
+        loading = _Loading(directory, ("--entry-point", _entry_point_name(target)))
     findings = _Findings()
-    loaded = _load(directory, arguments, search, findings)
-    for result in loaded:
-        _judge_record(result, findings, search, directory, arguments)
+    for result in _load(loading, findings):
+        _judge_record(result, loading, findings)
         if result["record"]["state"] == "ready":
             _judge_parts(result, directory, findings)
-    if findings.works and not search:
-        _forget_death(arguments[1])
+    if findings.works and not is_project:
+        _forget_death(loading.chosen[1])
     return findings
 
 
@@ -107,7 +106,7 @@ def _check(target: str, directory: Path) -> _Findings:
 
 def _entry_point_name(target: str) -> str:
     """The entry point that is meant by its own name, its distribution's, or the name the plugin gives itself."""
-    points = {point.name: point for point in entry_points(group=GROUP)}
+    points = {point.name: point for point in readable_entry_points(GROUP)[0]}
     if target in points:
         return target
     for name, point in points.items():
@@ -151,15 +150,15 @@ def _has_build_backend(project: Path) -> bool:
         return False
 
 
-def _load(directory: Path, arguments: list[str], search: list[str], findings: _Findings) -> list[dict[str, Any]]:
+def _load(loading: _Loading, findings: _Findings) -> list[dict[str, Any]]:
     try:
-        done = _child(directory, arguments, search)
+        done = loading.run()
     except subprocess.TimeoutExpired:
         findings.wrong(
             f"loading it did not end within {_LOAD_WITHIN:.0f} s", "move what takes so long out of the import"
         )
         return []
-    output = directory / "output"
+    output = loading.output
     if not output.exists():
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
         said = f": {_tail(done.stderr)}" if done.stderr.strip() else ""
@@ -173,30 +172,39 @@ def _load(directory: Path, arguments: list[str], search: list[str], findings: _F
     return results
 
 
-def _child(directory: Path, arguments: list[str], search: list[str], *options: str) -> subprocess.CompletedProcess[str]:
-    settings = load_settings()
-    uid, gid = agent_owner(settings)
-    home = directory / "home"
-    env = {name: value for name, value in os.environ.items() if name not in _SWITCHES}
-    env |= {"PYNCHY_HOME": str(home), "PYTHONPATH": os.pathsep.join([*search, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, *options, "-m", "pynchy.cli.plugin_check_process"]
-    return subprocess.run(
-        [*command, str(directory / "output"), str(home), f"{uid}:{gid}", *arguments],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        timeout=_LOAD_WITHIN,
-        env={name: value for name, value in env.items() if value},
-    )
+@dataclass(frozen=True)
+class _Loading:
+    """The process that loads what is `chosen`, with `search` first on its import path, and writes to `directory`."""
+
+    directory: Path
+    chosen: tuple[str, str]
+    search: str = ""
+
+    @property
+    def output(self) -> Path:
+        """What it writes; missing where it did not come to its end."""
+        return self.directory / "output"
+
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run it with options of the interpreter; subprocess.TimeoutExpired where it does not end."""
+        uid, gid = agent_owner(load_settings())
+        home = str(self.directory / "home")
+        paths = [path for path in (self.search, os.environ.get("PYTHONPATH")) if path]
+        env = {name: value for name, value in os.environ.items() if name not in (DISABLED, SAFE_MODE, "PYTHONPATH")}
+        env |= {"PYNCHY_HOME": home} | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
+        command = [sys.executable, *options, "-m", "pynchy.cli.plugin_check_process"]
+        return subprocess.run(
+            [*command, str(self.output), home, f"{uid}:{gid}", *self.chosen],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=_LOAD_WITHIN,
+            env=env,
+        )
 
 
-_SWITCHES = ("PYNCHY_PLUGINS_DISABLED", "PYNCHY_SAFE_MODE")
-
-
-def _judge_record(
-    result: dict[str, Any], findings: _Findings, search: list[str], directory: Path, arguments: list[str]
-) -> None:
+def _judge_record(result: dict[str, Any], loading: _Loading, findings: _Findings) -> None:
     record = result["record"]
     subject = f"{record['entry_point']} = {record['target']}"
     if record["state"] != "ready":
@@ -204,9 +212,9 @@ def _judge_record(
         return
     findings.ok(f"{subject} is the plugin {record['name']!r}: {', '.join(record['types'])}")
     milliseconds = record["import_milliseconds"]
-    if milliseconds > _SLOW_IMPORT:
+    if milliseconds > SLOW_IMPORT:
         try:
-            slow = _slowest(_child(directory, arguments, search, "-X", "importtime").stderr)
+            slow = _slowest(loading.run("-X", "importtime").stderr)
         except subprocess.TimeoutExpired:
             slow = ""
         findings.warn(
@@ -229,7 +237,7 @@ def _slowest(importtime: str) -> str:
 
 def _forget_death(name: str) -> None:
     with CrashLog.open(pynchy_home()) as crashes:
-        for point in entry_points(group=GROUP):
+        for point in readable_entry_points(GROUP)[0]:
             if point.name == name:
                 crashes.forget(point)
 
@@ -297,15 +305,7 @@ async def _in_container(result: dict[str, Any], directory: Path) -> dict[str, An
     given = ContainerInput(
         "", "check", "check:", plugin_mcp_servers=result["mcp_servers"], plugin_hooks=result["hooks"]
     )
-    process = await asyncio.create_subprocess_exec(
-        runtime.cli,
-        *run_args(runtime, spec),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=2 * MAX_LINE,
-        env={name: os.environ[name] for name in CLIENT_VARIABLES if name in os.environ},
-    )
+    process = await spawn(runtime, spec)
     try:
         async with asyncio.timeout(_CONTAINER_WITHIN):
             return await _ask(process, given)

@@ -12,14 +12,14 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import EntryPoint, distributions, entry_points
+from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from typing import Any
 
 from pynchy.agent_plugins import plugin_parts
 from pynchy.channel_host import create_channel
 from pynchy.plugin import GROUP, NewMessage, PluginRegistry, State
-from pynchy.plugin._discovery import discover_entry_points
+from pynchy.plugin._discovery import discover_entry_points, readable_entry_points
 from pynchy.plugin._errors import PluginRaised
 from pynchy.plugin._runtimes import create_runtime
 from pynchy.types import Group
@@ -41,7 +41,7 @@ def _installed_in(directory: Path) -> list[EntryPoint]:
 
 
 def _called(name: str) -> list[EntryPoint]:
-    return [point for point in entry_points(group=GROUP) if point.name == name]
+    return [point for point in readable_entry_points(GROUP)[0] if point.name == name]
 
 
 def _result(registry: PluginRegistry, home: Path, owner: tuple[int, int]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class _Nobody:
         """There are none."""
         return {}
 
-    def channel_connected(self) -> None:
+    def wake_outbox(self) -> None:
         """Nothing waits."""
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import suppress
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 from pynchy.cli.output import complain
-from pynchy.home import load_environment, pynchy_home
+from pynchy.home import read_environment
 from pynchy.plugin import GROUP_OF_COMMANDS
-from pynchy.plugin._discovery import disabled_reason
+from pynchy.plugin._discovery import disabled_reason, readable_entry_points
 from pynchy.plugin._errors import in_words
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -23,10 +22,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 def installed_commands() -> dict[str, list[EntryPoint]]:
     """The commands that installed plugins bring, by name; more than one entry point where plugins collide."""
     found: dict[str, list[EntryPoint]] = {}
-    try:
-        points = entry_points(group=GROUP_OF_COMMANDS)
-    except Exception:  # broken metadata of somebody's: `pynchy plugins list` says whose
-        return {}
+    points, _ = readable_entry_points(GROUP_OF_COMMANDS)
     for point in points:
         if _NAME.fullmatch(point.name) and point not in found.get(point.name, []):
             found.setdefault(point.name, []).append(point)
@@ -35,8 +31,7 @@ def installed_commands() -> dict[str, list[EntryPoint]]:
 
 def usable_commands() -> dict[str, list[EntryPoint]]:
     """Those of plugins that are not switched off, for `--help`."""
-    with suppress(OSError, ValueError, RuntimeError):
-        load_environment(pynchy_home())
+    read_environment()
     return {
         name: points
         for name, points in installed_commands().items()

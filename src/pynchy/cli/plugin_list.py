@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Any
 
-from pynchy.home import control_socket, load_environment, pynchy_home
+from pynchy.home import control_socket, pynchy_home, read_environment
 
 #: What each part of a plugin may do, and where it runs.
 _RIGHTS = {
@@ -55,7 +54,7 @@ def why() -> int:
     from pynchy.plugin._discovery import find_plugins
     from pynchy.runtime import get_runtime
 
-    _read_settings()
+    read_environment()
     configure_logging("critical")
     registry = find_plugins()
     try:
@@ -85,16 +84,11 @@ def all_records() -> list[dict[str, Any]]:
 
 def found_records() -> list[dict[str, Any]]:
     """Discover in this process."""
-    _read_settings()
+    read_environment()
     from pynchy.plugin._discovery import find_plugins
     from pynchy.plugin_inventory import records_with_reports, stored_reports
 
     return records_with_reports(find_plugins().records, stored_reports(pynchy_home() / "pynchy.db"))
-
-
-def _read_settings() -> None:
-    with contextlib.suppress(OSError, ValueError):  # `pynchy doctor` says so
-        load_environment(pynchy_home())
 
 
 def running_service_records() -> list[dict[str, Any]] | None:
@@ -104,21 +98,13 @@ def running_service_records() -> list[dict[str, Any]] | None:
         return None
     import asyncio
 
-    from pynchy.control import ControlError, connect
-
-    async def ask() -> list[dict[str, Any]] | None:
-        peer = await connect(socket)
-        if peer is None:
-            return None
-        await peer.send(op="plugins")
-        answer = await peer.receive()
-        await peer.close()
-        return answer["records"] if answer and answer.get("event") == "plugins" else None
+    from pynchy.control import ControlError, ask
 
     try:
-        return asyncio.run(ask())
+        answer = asyncio.run(ask(socket, op="plugins"))
     except (ControlError, ConnectionError):
         return None
+    return answer["records"] if answer and answer.get("event") == "plugins" else None
 
 
 def _print_table(records: list[dict[str, Any]]) -> None:

@@ -44,7 +44,7 @@ SAFE_MODE = "PYNCHY_SAFE_MODE"
 DISABLED = "PYNCHY_PLUGINS_DISABLED"
 FIRST_PARTY = frozenset({"pynchy", "pynchy-plugin-bubblewrap"})
 
-_SLOW_IMPORT = 200.0  # milliseconds
+SLOW_IMPORT = 200.0  # milliseconds
 _ENTRY_POINT = 'write it as `name = "package:Class"` in the pyproject.toml'
 
 
@@ -79,8 +79,7 @@ def discover_plugins() -> PluginRegistry:
 
 def find_plugins() -> PluginRegistry:
     """The same without a line in the log, for whoever shows the records."""
-    found, unreadable = _entry_points()
-    return discover_entry_points(found, unreadable)
+    return discover_entry_points(*readable_entry_points(GROUP))
 
 
 def discover_entry_points(found: list[EntryPoint], unreadable: Iterable[PluginRecord] = ()) -> PluginRegistry:
@@ -110,8 +109,12 @@ def _stdout_kept() -> Iterator[None]:
     except OSError:  # there is no stderr
         yield
         return
-    with suppress(OSError, ValueError), stream, redirect_stdout(stream):
-        yield
+    try:
+        with redirect_stdout(stream):
+            yield
+    finally:
+        with suppress(OSError, ValueError):
+            stream.close()
 
 
 def disabled_reason(entry_point: EntryPoint) -> tuple[str, str] | None:
@@ -166,16 +169,16 @@ def _died(record: PluginRecord) -> PluginRecord:
     )
 
 
-def _entry_points() -> tuple[list[EntryPoint], list[PluginRecord]]:
-    """The group's entry points by name, and a record of each distribution whose own cannot be read."""
+def readable_entry_points(group: str) -> tuple[list[EntryPoint], list[PluginRecord]]:
+    """A group's entry points by name, and a record of each distribution whose own cannot be read."""
     try:
-        found, unreadable = list(entry_points(group=GROUP)), []
+        found, unreadable = list(entry_points(group=group)), []
     except Exception:
-        found, unreadable = _readable_entry_points()
+        found, unreadable = _one_by_one(group)
     return sorted(found, key=lambda ep: (ep.name, ep.value)), unreadable
 
 
-def _readable_entry_points() -> tuple[list[EntryPoint], list[PluginRecord]]:
+def _one_by_one(group: str) -> tuple[list[EntryPoint], list[PluginRecord]]:
     """The same one by one, so that a distribution with broken metadata is missed alone."""
     found: list[EntryPoint] = []
     unreadable: list[PluginRecord] = []
@@ -187,7 +190,7 @@ def _readable_entry_points() -> tuple[list[EntryPoint], list[PluginRecord]]:
             continue  # of two distributions of one name the first on the path counts
         seen.add(_normal(name))
         try:
-            found += dist.entry_points.select(group=GROUP)
+            found += dist.entry_points.select(group=group)
         except Exception as error:
             reason = f"its entry_points.txt cannot be read: {in_words(error)}"
             remedy = f"reinstall or uninstall {name or 'it'}"
@@ -227,7 +230,7 @@ def _discover_one(
         # SystemExit and the like are a plugin's failure, not the host's end.
         record = replace(record, state=State.FAILED, reason=_one_line(error, phase), remedy=_remedy(record))
     milliseconds = (imported - started) * 1000
-    if milliseconds > _SLOW_IMPORT and not record.note:
+    if milliseconds > SLOW_IMPORT and not record.note:
         slow = f"its import takes {milliseconds:.0f} ms: `pynchy plugins check {record.entry_point}` says of what"
         record = replace(record, note=slow)
     return replace(

@@ -16,7 +16,8 @@ from typing import Any
 
 from agent_runner.host_link import claim_pipes
 
-_MAX_LINE = 96 * 1024 * 1024
+#: A call's input or answer may be as long as the largest tool result.
+MAX_LINE = 96 * 1024 * 1024
 
 
 def main(names: list[str]) -> None:
@@ -45,7 +46,7 @@ async def _serve(
     read_fd: int, write_fd: int, functions: dict[str, Callable[..., Any]], troubles: dict[str, str]
 ) -> None:
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=_MAX_LINE)
+    reader = asyncio.StreamReader(limit=MAX_LINE)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb", 0))
 
     def send(message: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 
 from claude_agent_sdk import HookMatcher
 
-#: A call's input or answer may be as long as the largest tool result.
-_MAX_LINE = 96 * 1024 * 1024
+from agent_runner.hook_process import MAX_LINE
+
 #: A hook that has hung so often is left out for the rest of the run.
 _MOST_HANGS = 3
 #: How much longer than ours the SDK's own time limit is, in seconds.
@@ -144,7 +144,7 @@ class PluginProcess:
                         *self._functions,
                         stdin=asyncio.subprocess.PIPE,
                         stdout=asyncio.subprocess.PIPE,
-                        limit=_MAX_LINE,
+                        limit=MAX_LINE,
                         env=self._environment,
                         cwd=self._cwd,
                     )
