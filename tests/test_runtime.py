@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -336,9 +338,41 @@ def unavailable(runtime: ContainerRuntime) -> RuntimeUnavailable:
     return failure.value
 
 
+def engine(*options: str, machine: str = "x86_64") -> str:
+    """Lines of shell that answer like an engine with these security options."""
+    info = {"ServerVersion": "28.0.0", "Architecture": machine, "SecurityOptions": [f"name={one}" for one in options]}
+    return f"echo '{json.dumps(info)}'\n"
+
+
 def test_docker_that_answers_is_fine(stand_in: Any) -> None:
-    stand_in("echo 28.0.0\n")
+    stand_in(engine())
     DockerRuntime().ensure_running()
+
+
+def test_the_user_of_a_rootless_engine_is_root_of_its_containers(stand_in: Any) -> None:
+    stand_in(engine("seccomp,profile=builtin", "rootless"))
+    runtime = DockerRuntime()
+    runtime.ensure_running()
+    assert options(runtime.run_args(_SPEC))["--user"] == ["0:0"]
+
+
+def test_an_engine_that_maps_users_elsewhere_is_told_not_to(stand_in: Any) -> None:
+    stand_in(engine("seccomp,profile=builtin", "userns"))
+    given = options(DockerRuntime().run_args(_SPEC))
+    assert (given["--userns"], given["--user"]) == (["host"], ["60999:60998"])
+
+
+def test_labels_of_selinux_do_not_keep_the_agent_from_its_folder(stand_in: Any) -> None:
+    stand_in(engine("selinux"))
+    given = options(DockerRuntime().run_args(_SPEC))
+    assert given["--security-opt"] == ["no-new-privileges", "label=disable"]
+
+
+def test_an_engine_that_hangs_is_given_up(stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in("exec /bin/sleep 60\n")
+    slow = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: slow(*args, **{**options, "timeout": 0.2}))
+    assert str(unavailable(DockerRuntime())) == "Docker did not answer within 20 s; restart Docker"
 
 
 def test_docker_that_is_not_installed_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +406,7 @@ def test_output_that_is_not_utf8_and_a_program_that_is_none_are_complaints_too(s
     stand_in("printf 'caf\\351' >&2\nexit 1\n")
     assert "caf\N{REPLACEMENT CHARACTER}" in unavailable(DockerRuntime()).args[0]
     stand_in("\x7fnot a program", start="")
-    assert "Docker cannot be started" in unavailable(DockerRuntime()).args[0]
+    assert "docker cannot be started" in unavailable(DockerRuntime()).args[0]
     assert not DockerRuntime().has_image("any")
 
 
@@ -393,6 +427,39 @@ def test_a_missing_image_is_named_with_the_command_that_builds_it() -> None:
     assert str(failure.value) == (
         "the agent image pynchy-no-such-image:latest is missing; build it with `pynchy image build`"
     )
+
+
+def image(tag: str, *changes: str) -> str:
+    """Make an image that is the agent's with these changes, as Dockerfile lines."""
+    lines = "\n".join((f"FROM {agent_image()}", *changes))
+    subprocess.run(["docker", "build", "--quiet", "--tag", tag, "-"], input=lines, text=True, check=True, timeout=60)
+    return tag
+
+
+@pytest.mark.docker
+def test_an_image_of_another_version_of_pynchy_is_named_with_what_to_do() -> None:
+    runtime = docker_runtime()
+    tag = image("pynchy-test-old:latest", "LABEL io.pynchy.agent-lock=0123")
+    try:
+        with pytest.raises(RuntimeUnavailable, match=r"for another version of Pynchy; build it anew with"):
+            runtime.check_image(tag)
+    finally:
+        runtime.command("image", "rm", tag)
+
+
+@pytest.mark.docker
+def test_an_image_for_another_processor_is_refused_unless_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = docker_runtime()
+    other = "arm64" if runtime.architecture() == "amd64" else "amd64"
+    # Says that it is for another processor, and is not: as on a machine that can run both.
+    monkeypatch.setattr(runtime, "architecture", lambda: other)
+    runtime.check_image(agent_image())
+    tag = image("pynchy-test-other:latest", "USER root", "RUN rm /usr/bin/true", "USER agent")
+    try:
+        with pytest.raises(RuntimeUnavailable, match=rf"is for \w+ processors, and this machine's are {other}; build"):
+            runtime.check_image(tag)
+    finally:
+        runtime.command("image", "rm", tag)
 
 
 def test_an_image_is_not_missing_when_docker_does_not_run(stand_in: Any) -> None:
@@ -416,7 +483,7 @@ def options(args: list[str]) -> dict[str, list[str]]:
     words = iter(args[1:-1])
     for word in words:
         assert word.startswith("--"), f"{word} is no option"
-        flag = word in ("--rm", "--interactive", "--read-only")
+        flag = word in ("--rm", "--interactive", "--init", "--read-only")
         found.setdefault(word, []).append("yes" if flag else next(words))
     return found
 
@@ -439,13 +506,14 @@ def test_run_args_confine_the_container() -> None:
     assert (args[0], args[-1]) == ("run", "pynchy-agent:latest")
     given = options(args)
     assert given["--network"] == ["none"]
+    assert options(DockerRuntime().run_args(replace(_SPEC, network="bridge")))["--network"] == ["bridge"]
     assert given["--cap-drop"] == ["ALL"]
     assert given["--security-opt"] == ["no-new-privileges"]
     assert given["--read-only"] == ["yes"]
     assert given["--user"] == ["60999:60998"]
     assert given["--log-driver"] == ["none"]
     assert given["--pull"] == ["never"]
-    assert given["--rm"] == given["--interactive"] == ["yes"]
+    assert given["--rm"] == given["--interactive"] == given["--init"] == ["yes"]
     assert given["--name"] == ["pynchy-x-main-1"]
     assert (given["--memory"], given["--memory-swap"]) == (["123000000"], ["123000000"])
     assert (given["--cpus"], given["--pids-limit"]) == (["1.5"], ["99"])
@@ -459,8 +527,7 @@ def test_run_args_confine_the_container() -> None:
     assert home.startswith("/home/agent:")
     assert tmp.startswith("/tmp:")
     for disk in (home, tmp):
-        assert {"nosuid", "nodev", "size=1g"} <= set(disk.partition(":")[2].split(","))
-    assert {"mode=0700", "uid=60999", "gid=60998"} <= set(home.split(","))
+        assert {"nosuid", "nodev", "size=1g", "mode=1777"} <= set(disk.partition(":")[2].split(","))
     assert not {"--privileged", "--volume", "--cap-add", "--device", "--pid", "--ipc"} & set(given)
 
 
@@ -469,9 +536,18 @@ def test_a_limit_that_is_none_is_left_out() -> None:
     assert not {"--memory", "--memory-swap", "--cpus", "--pids-limit", "--user"} & set(given)
 
 
-def test_without_a_user_the_home_is_open_to_the_images_own() -> None:
-    home, _ = options(DockerRuntime().run_args(RunSpec((), "n", "i")))["--tmpfs"]
-    assert "mode=1777" in home.split(",")
+@pytest.mark.parametrize(
+    "name", ["", "x" * 129, "n" * 300, "-it", "--privileged", "a b", "a/b", "..", "../x", "a\nb", "ä", ".x"]
+)
+def test_a_container_cannot_be_called_like_an_option_or_a_path(name: str) -> None:
+    with pytest.raises(ValueError, match="a container cannot be called"):
+        RunSpec((), name, "i")
+
+
+@pytest.mark.parametrize("image", ["--privileged", "-v/:/host", "a b", "a\n"])
+def test_an_image_cannot_be_called_like_an_option(image: str) -> None:
+    with pytest.raises(ValueError, match=r"an image cannot be called .*; correct CONTAINER_IMAGE"):
+        RunSpec((), "n", image)
 
 
 def test_build_run_args_are_the_run_args_with_the_defaults() -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from pynchy.plugin import ContainerRuntime, OciRuntime, PluginRegistry, RuntimeUnavailable, discover_plugins
+from pynchy.home import container_dir
+from pynchy.plugin import ContainerRuntime, OciRuntime, PluginRegistry, RunSpec, RuntimeUnavailable, discover_plugins
 from pynchy.plugin import select_runtime as _select_runtime
+from pynchy.plugin._oci import ARCHITECTURES
 
 DEFAULT_IMAGE = "pynchy-agent:latest"
-_PACKAGES_LABEL = "io.pynchy.plugin-packages"
 
 
 def agent_image() -> str:
@@ -26,79 +26,65 @@ class DockerRuntime(OciRuntime):
 
     name = "docker"
     cli = "docker"
+    build_script = container_dir() / "build.sh"
+
+    def __init__(self) -> None:
+        self._engine: tuple[str, frozenset[str]] | None = None
 
     def ensure_running(self) -> None:
         """Verify that the engine answers, telling apart: not installed, not running, no permission."""
+        self._engine = self._ask_engine()
+
+    def architecture(self) -> str:
+        """The processor of the engine's machine, which need not be this one."""
+        return self._ask()[0]
+
+    def container_user(self, spec: RunSpec) -> tuple[int, int] | None:
+        """The user of a rootless engine is uid 0 of its containers, and every other uid in there nobody's out here."""
+        return (0, 0) if "rootless" in self._ask()[1] else spec.user
+
+    def engine_args(self, spec: RunSpec) -> list[str]:
+        """What the engine's own set-up would otherwise keep the agent from: its folder."""
+        args = []
+        if "userns" in self._ask()[1]:  # the engine maps all uids elsewhere, so that the folder would be another's
+            args += ["--userns", "host"]
+        if "selinux" in self._ask()[1]:  # else the folder's label would have to be changed for good
+            args += ["--security-opt", "label=disable"]
+        return args
+
+    def _ask(self) -> tuple[str, frozenset[str]]:
+        if self._engine is None:
+            try:
+                self._engine = self._ask_engine()
+            except RuntimeUnavailable:
+                return super().architecture(), frozenset()  # whoever starts a container is told why it cannot be
+        return self._engine
+
+    def _ask_engine(self) -> tuple[str, frozenset[str]]:
+        """The engine's processor and the names of its security options (`docker info`)."""
         if shutil.which(self.cli) is None:
             raise RuntimeUnavailable("Docker is not installed", _install_hint())
         try:
-            done = subprocess.run(
-                [self.cli, "version", "--format", "{{.Server.Version}}"],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=20,
-                stdin=subprocess.DEVNULL,
-            )
-        except OSError as error:
-            raise RuntimeUnavailable(f"Docker cannot be started: {error}", "reinstall Docker") from None
-        except subprocess.TimeoutExpired:
-            raise RuntimeUnavailable("Docker did not answer within 20 s", "restart Docker") from None
-        if done.returncode == 0:
-            return
-        problem = done.stderr.strip()
+            done = self._run("info", "--format", "{{json .}}", timeout=20)
+        except RuntimeUnavailable as error:
+            raise RuntimeUnavailable(error.args[0].replace(f"`{self.cli} info`", "Docker"), "restart Docker") from None
+        try:
+            info = json.loads(done.stdout)
+        except ValueError:
+            info = {}
+        if info.get("ServerVersion"):
+            machine = str(info.get("Architecture"))
+            options = {option.partition("name=")[2].partition(",")[0] for option in info.get("SecurityOptions") or ()}
+            return ARCHITECTURES.get(machine, machine), frozenset(options)
+        problem = done.stderr.strip() or "; ".join(info.get("ServerErrors") or ())
         if "permission denied" in problem.lower():
             raise RuntimeUnavailable(
                 "this user may not talk to Docker",
                 "add the user to the `docker` group (`sudo usermod -aG docker $USER`) and log in again",
             )
-        if "cannot connect" in problem.lower() or "failed to connect" in problem.lower():
+        if any(words in problem.lower() for words in ("cannot connect", "failed to connect", "connection refused")):
             raise RuntimeUnavailable("Docker is installed but not running", _start_hint())
         raise RuntimeUnavailable(f"Docker does not work: {problem[-300:]}", "see `docker info`")
-
-    def has_image(self, image: str) -> bool:
-        """Whether the engine answers and holds the image."""
-        if shutil.which(self.cli) is None:
-            return False
-        try:
-            self.command("image", "inspect", "--format", "{{.Id}}", image, timeout=10)
-        except RuntimeUnavailable:
-            return False
-        return True
-
-    def check_image(self, image: str) -> None:
-        """Raise RuntimeUnavailable, with the command that builds it, when the image is missing."""
-        self.ensure_running()
-        if not self.has_image(image):
-            raise RuntimeUnavailable(f"the agent image {image} is missing", "build it with `pynchy image build`")
-
-    def image_packages(self, image: str) -> frozenset[str] | None:
-        """What of plugins the image was built with, by its label; None where it has none."""
-        from pynchy.plugin_packages import from_text
-
-        try:
-            label = f'{{{{index .Config.Labels "{_PACKAGES_LABEL}"}}}}'
-            return from_text(self.command("image", "inspect", "--format", label, image, timeout=10))
-        except RuntimeUnavailable:
-            return None
-
-    def build_image(self, image: str, lock: Path, packages: frozenset[str]) -> None:
-        """Build the agent image through `container/build.sh`, its output shown as it comes.
-
-        `PYNCHY_IMAGE_OPTIONS` may hold further options of that script.
-        """
-        from pynchy.home import container_dir
-        from pynchy.plugin_packages import to_text
-
-        self.ensure_running()
-        script = container_dir() / "build.sh"
-        given = os.environ.get("PYNCHY_IMAGE_OPTIONS", "")
-        try:
-            options = ["--tag", image, "--lock", str(lock), "--plugin-packages", to_text(packages), *shlex.split(given)]
-        except ValueError as error:
-            raise RuntimeUnavailable(f"PYNCHY_IMAGE_OPTIONS={given!r} cannot be read: {error}", "correct it") from None
-        if subprocess.run(["bash", str(script), *options]).returncode:
-            raise RuntimeUnavailable(f"building the image {image} failed", f"see the output above, or {script}")
 
 
 def _install_hint() -> str:
@@ -108,9 +94,16 @@ def _install_hint() -> str:
 
 
 def _start_hint() -> str:
+    """The command that starts the engine on this system."""
     if sys.platform == "darwin":
-        return "start Docker Desktop"
-    return "start it with `sudo systemctl start docker`"
+        return "start it with `open -a Docker`, or whatever else you have Docker from"
+    if os.environ.get("DOCKER_HOST", "").startswith(f"unix:///run/user/{os.getuid()}/"):  # a rootless engine
+        return "start it with `systemctl --user start docker`"
+    if Path("/run/systemd/system").is_dir():
+        return "start it with `sudo systemctl start docker`"
+    if shutil.which("rc-service"):
+        return "start it with `sudo rc-service docker start`"
+    return "start it with `sudo service docker start`"
 
 
 _runtime: ContainerRuntime | None = None

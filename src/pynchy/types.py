@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 FOLDER_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 
 def valid_folder(name: str) -> bool:
@@ -124,7 +125,8 @@ class RunSpec:
     """Everything a runtime needs to know to run one agent.
 
     `memory_bytes`, `cpus` and `pids` are upper limits, None where there is none. `user` is `(uid, gid)` on the
-    host, the owner of what the agent writes. A container never has a network.
+    host, the owner of what the agent writes. `network` is `none`, or `bridge` where the user has said so.
+    ValueError for a name or an image that a command line could take for something else.
     """
 
     mounts: tuple[VolumeMount, ...]
@@ -136,6 +138,16 @@ class RunSpec:
     cpus: float | None = 2.0
     pids: int | None = 512
     user: tuple[int, int] | None = None
+    network: Literal["none", "bridge"] = "none"
+
+    def __post_init__(self) -> None:
+        if not _CONTAINER_NAME.fullmatch(self.container_name):
+            raise ValueError(
+                f"a container cannot be called {self.container_name[:80]!r}: use at most 128 letters, digits, "
+                "`_`, `.` and `-`, the first of them a letter or a digit"
+            )
+        if self.image.startswith("-") or any(character.isspace() for character in self.image):
+            raise ValueError(f"an image cannot be called {self.image[:80]!r}; correct CONTAINER_IMAGE")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ from pynchy.plugin._contracts import (
 )
 from pynchy.plugin._discovery import GROUP, GROUP_OF_COMMANDS, discover_plugins
 from pynchy.plugin._errors import InvalidPlugin
+from pynchy.plugin._oci import OciRuntime
 from pynchy.plugin._registry import PluginRecord, PluginRegistry, State
 from pynchy.plugin._runtimes import (
     Candidate,
     ContainerRuntime,
-    OciRuntime,
     RuntimeUnavailable,
     runtime_candidates,
     select_runtime,

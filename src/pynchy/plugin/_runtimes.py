@@ -1,23 +1,15 @@
-"""Container runtimes: the contract, what every OCI command line shares, and the choice among them."""
+"""Container runtimes: the contract, and the choice among them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import shutil
-import subprocess
-import time
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from pynchy.plugin._contracts import RuntimePlugin
 from pynchy.plugin._errors import PluginRaised, ask
 from pynchy.plugin._registry import PluginRegistry
-from pynchy.types import RunSpec, VolumeMount
-
-#: Where the agent's home is in every container: memory only, so nothing outlives a run.
-AGENT_HOME = "/home/agent"
+from pynchy.types import VolumeMount
 
 
 class RuntimeUnavailable(Exception):
@@ -35,7 +27,8 @@ class RuntimeUnavailable(Exception):
 class ContainerRuntime(Protocol):
     """What every container runtime must provide.
 
-    Optional members, found by attribute: `run_args(spec: RunSpec)` where limits, labels and the user matter;
+    Optional members, found by attribute: `run_args(spec: RunSpec)` where limits, labels and the user matter, with
+    `supports`, a frozenset that says which of them it keeps: `memory`, `cpus`, `pids`, and `bridge` for a network;
     `stop(name)`, which returns once no process of the container is left; `check_image(image)`, which raises
     RuntimeUnavailable when an agent could not be started from it; `build_image(image, lock, packages)`, which makes
     it of the pinned packages in the file `lock`; `image_packages(image)`, which returns the `packages` that it was
@@ -56,110 +49,6 @@ class ContainerRuntime(Protocol):
     def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
         """Return the arguments that follow the binary's name to run a container on its stdin and stdout."""
         ...
-
-
-class OciRuntime:
-    """What Docker, Podman and the like share: a command line that takes Docker's arguments.
-
-    A subclass sets `name` and `cli` and says in `ensure_running` what its daemon needs.
-    """
-
-    name: str
-    cli: str
-
-    def ensure_running(self) -> None:
-        """Verify that the command line is installed."""
-        if shutil.which(self.cli) is None:
-            raise RuntimeUnavailable(f"{self.cli} is not installed", f"install {self.cli}")
-
-    def list_running_containers(self, prefix: str = "pynchy-") -> list[str]:
-        """Return the names of containers that start with `prefix`: those that run, and those that never began to."""
-        output = self.command("ps", "--all", "--filter", f"name=^{prefix}", "--format", "{{.Names}}")
-        return [name for name in output.split() if name.startswith(prefix)]
-
-    def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
-        """`run_args` with the defaults for everything that only a RunSpec can say."""
-        return self.run_args(RunSpec(tuple(mounts), container_name, image))
-
-    def run_args(self, spec: RunSpec) -> list[str]:
-        """Arguments for a container without network, capabilities, a way to gain any, or a writable root."""
-        args = ["run", "--rm", "--interactive", "--pull", "never", "--name", spec.container_name]
-        args += ["--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-        # The default driver would write every byte of the wire to the host's disk.
-        args += ["--log-driver", "none", "--read-only"]
-        owner = ""
-        if spec.user:
-            uid, gid = spec.user
-            args += ["--user", f"{uid}:{gid}"]
-            owner = f",uid={uid},gid={gid}"
-        # Docker's own defaults for a tmpfs are noexec and no owner; a home needs to run what it holds.
-        mode = "0700" if spec.user else "1777"  # the image's user, whose number only the image knows
-        args += ["--tmpfs", f"{AGENT_HOME}:rw,exec,nosuid,nodev,mode={mode},size=1g{owner}"]
-        args += ["--tmpfs", "/tmp:rw,exec,nosuid,nodev,mode=1777,size=1g"]  # noqa: S108 - inside the container
-        if spec.memory_bytes:
-            args += ["--memory", str(spec.memory_bytes), "--memory-swap", str(spec.memory_bytes)]
-        if spec.cpus:
-            args += ["--cpus", str(spec.cpus)]
-        if spec.pids:
-            args += ["--pids-limit", str(spec.pids)]
-        for key, value in sorted(spec.labels.items()):
-            args += ["--label", f"{key}={value}"]
-        for key, value in sorted(spec.env.items()):
-            args += ["--env", f"{key}={value}"]
-        for mount in spec.mounts:
-            args += ["--mount", mount_argument(mount)]
-        return [*args, spec.image]
-
-    def stop(self, name: str) -> None:
-        """Kill the container and return once it is gone; RuntimeUnavailable where that cannot be seen."""
-        deadline = time.monotonic() + 30
-        while True:
-            # It may be gone already, or another removal may be under way: what counts is what is left.
-            self.command("rm", "--force", name, check=False)
-            left = self.command("ps", "--all", "--filter", f"name={name}", "--format", "{{.Names}}")
-            if name not in left.split():
-                return
-            if time.monotonic() > deadline:
-                raise RuntimeUnavailable(f"the container {name} does not end", f"try `{self.cli} rm --force {name}`")
-            time.sleep(0.05)
-
-    def command(self, *args: str, timeout: float = 30, check: bool = True) -> str:
-        """Run the command line and return its stdout; RuntimeUnavailable where it fails or hangs."""
-        try:
-            done = subprocess.run(
-                [self.cli, *args],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout,
-                stdin=subprocess.DEVNULL,
-            )
-        except FileNotFoundError:
-            raise RuntimeUnavailable(f"{self.cli} is not installed", f"install {self.cli}") from None
-        except OSError as error:
-            raise RuntimeUnavailable(f"{self.cli} cannot be started: {error}", f"reinstall {self.cli}") from None
-        except subprocess.TimeoutExpired:
-            raise RuntimeUnavailable(
-                f"`{self.cli} {args[0]}` did not answer within {timeout:.0f} s", f"restart {self.cli}"
-            ) from None
-        if check and done.returncode:
-            raise RuntimeUnavailable(
-                f"`{self.cli} {args[0]}` failed: {done.stderr.strip()[-300:]}", f"see `{self.cli} {args[0]}`"
-            )
-        return done.stdout
-
-
-def mount_argument(mount: VolumeMount) -> str:
-    """A mount as the value of `--mount`: comma-separated fields, quoted as CSV for paths with commas.
-
-    Unlike `-v`, it fails for a source that does not exist instead of making one as root.
-    """
-    fields = ["type=bind", f"source={mount.host_path}", f"target={mount.container_path}"]
-    if mount.readonly:
-        fields.append("readonly")
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(fields)
-    return line.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
