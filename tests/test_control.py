@@ -10,7 +10,7 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pynchy import __version__, control
 from pynchy.channels.terminal import TerminalChannel, terminal_jid
-from pynchy.control import ControlError, ControlServer, Peer, connect
+from pynchy.control import ControlError, ControlServer, Peer, ask, connect, group_from
 from pynchy.types import Group, NotConnected
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -85,8 +85,8 @@ class Behind:
             raise ValueError("a folder needs a name")
         self.groups[group.jid] = group
 
-    async def set_group_plugins(self, jid: str, plugins: tuple[str, ...] | None) -> None:
-        self.groups[jid] = replace(self.groups[jid], plugins=plugins)
+    async def update_group(self, group: Group) -> None:
+        self.groups[group.jid] = group
 
 
 @pytest.fixture
@@ -452,15 +452,24 @@ async def test_groups_are_listed_added_and_given_plugins(door: Path) -> None:
         return answer
 
     async with ControlServer(door, Behind()).listening():
-        new = {"jid": "pigeon:loft", "name": "Loft", "folder": "loft", "plugins": ["hello"]}
-        assert await asked(op="add-group", **new) == {"event": "done"}
+        new = Group("pigeon:loft", "Loft", "loft", plugins=("hello",), network="none", memory_bytes=10**9)
+        assert await asked(op="add-group", group=asdict(new)) == {"event": "done"}
         listed = await asked(op="groups")
         assert listed["chats"] == {"pigeon:loft": "The loft"}
-        assert listed["groups"][1] == {**new, "is_main": False}
-        assert await asked(op="group-plugins", folder="main", plugins=[]) == {"event": "done"}
-        assert (await asked(op="groups"))["groups"][0]["plugins"] == []
-        assert await asked(op="group-plugins", folder="main", plugins=None) == {"event": "done"}
-        assert (await asked(op="groups"))["groups"][0]["plugins"] is None
-        refused = await asked(op="add-group", jid="x", name="x", folder="")
+        assert group_from(listed["groups"][1]) == new
+        changed = replace(new, plugins=None, network="example.com", cpus=1.5)
+        assert await asked(op="set-group", group=asdict(changed)) == {"event": "done"}
+        assert group_from((await asked(op="groups"))["groups"][1]) == changed
+        refused = await asked(op="add-group", group=asdict(replace(new, folder="")))
         assert refused == {"event": "error", "message": "a folder needs a name."}
-        assert "There is no group 'nope'" in (await asked(op="group-plugins", folder="nope", plugins=[]))["message"]
+
+
+@pytest.mark.parametrize("group", [None, [], {}, {"jid": "x"}, {"plugins": 3}, {"plugins": None, "colour": "red"}])
+async def test_what_is_no_group_is_refused(group: Any, door: Path) -> None:
+    async with ControlServer(door, Behind()).listening():
+        for operation in ("add-group", "set-group"):
+            answer = await ask(door, op=operation, group=group)
+            assert answer == {
+                "event": "error",
+                "message": "that is no group; this is of another version than the service.",
+            }

@@ -17,6 +17,7 @@ from pynchy.config import load_settings
 from pynchy.container_runner import AgentRun, Limits
 from pynchy.conversations import agent_owner
 from pynchy.credential import Credential
+from pynchy.egress import Egress
 from pynchy.home import make_private
 from pynchy.host_tools import GroupHost
 from pynchy.model_gateway import ModelGateway, Upstream
@@ -105,7 +106,10 @@ async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: Scripted
             """Nobody listens."""
 
         credential = Credential(settings, gateway, nothing, print, nothing, replaceable=False)
-        services = GroupHost(group, store, gateway, credential, print, PluginReports(store, group.jid, print))
+        egress = Egress(store.destinations, 0)
+        services = GroupHost(
+            lambda: group, store, gateway, credential, print, PluginReports(store, group.jid, print), egress
+        )
         run = AgentRun(runtime, spec, services, Limits())
         await run.start(ContainerInput(prompt="hello", group_folder="main", chat_jid=group.jid), (1,))
         assert (await run.result()).text == "You said: hello"

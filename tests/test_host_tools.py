@@ -34,7 +34,9 @@ class Reports:
 def host(*tools: HostTool, reports: Reports | None = None) -> GroupHost:
     """The host as the agent of a chat with these tools of a plugin `vault` reaches it."""
     nothing = cast("Any", None)
-    services = GroupHost(Group("x", "x", "x"), nothing, nothing, nothing, print, cast("Any", reports or Reports()))
+    services = GroupHost(
+        lambda: Group("x", "x", "x"), nothing, nothing, nothing, print, cast("Any", reports or Reports()), nothing
+    )
     services.plugins = AgentPlugins(
         tools={"vault": {tool.name: tool for tool in tools}},
         servers_of={"shelf-server": "shelf"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,11 @@ async def registered(service: Service, plugins: tuple[str, ...] | None = None) -
     await service.register_group(Group("pigeon:loft", "Loft", "loft", plugins=plugins))
 
 
+async def give_plugins(service: Service, *plugins: str) -> None:
+    """Let the loft's next agent have these."""
+    await service.update_group(replace(service.registered_groups()["pigeon:loft"], plugins=plugins))
+
+
 async def test_a_message_through_a_plugins_channel_is_answered_through_it(
     runtime: ContainerRuntime, start_service: StartService, tmp_path: Path
 ) -> None:
@@ -257,20 +263,20 @@ async def test_a_group_without_a_plugin_sees_none_of_its_parts_and_files(
         offered = [tool["name"] for tool in json.loads(model.requests[-1].body)["tools"]]
         assert not [name for name in offered if "shelf" in name or "vault" in name]
         assert marks(tmp_path / "home/groups/loft") == []
-        await service.set_group_plugins("pigeon:loft", ("vault",))
+        await give_plugins(service, "vault")
         await post.channel.arrive(call("mcp__vault__sign", word="tea"))
         assert (await post.channel.sent.get())[1] == "Pynchy: tea is signed with 9 characters"
-        await service.set_group_plugins("pigeon:loft", ())
+        await give_plugins(service)
         await post.channel.arrive(call("mcp__vault__sign", word="tea"))
         assert "signed" not in (await post.channel.sent.get())[1]
-        await service.set_group_plugins("pigeon:loft", ("vault",))
+        await give_plugins(service, "vault")
         go = tmp_path / "home/groups/loft/go"
         wait = "while [ ! -e go ]; do python3 -c 'import time; time.sleep(0.05)'; done; echo went"
         claimed = "SELECT count(*) FROM messages WHERE state = 'claimed'"
         asked = len(model.requests)
         await post.channel.arrive(call("Bash", command=wait))
         await until(lambda: len(model.requests) > asked)
-        await service.set_group_plugins("pigeon:loft", ())
+        await give_plugins(service)
         await post.channel.arrive("said while it was busy")
         await until(lambda: rows(tmp_path / "home/pynchy.db", claimed) == [(2,)])
         go.touch()

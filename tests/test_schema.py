@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ DIGESTS = (
     "ae8d544c7f7866bc3c993c912e762653ade9fe9437f6b3a3294000e052482b1f",
     "7988920fb2ca87ae73b8937f34fd25b7cc6d4ff680f49eeef3d62be6b65d6407",
     "8e48d630f9e70edcc008ffd3204e6a10db964a244643f0667ed792346ac53dec",
+    "2c3affe586e9dc3e4ec9c0c3455169c15d2b68c0dc7b022ec5843a3c06c61ee5",
 )
 
 #: Rows as each version left them, in every table: frozen with the version, never edited, like its migration.
@@ -146,9 +148,58 @@ PICTURES = (
     INSERT INTO plugin_reports VALUES ('voice', 'mcp', 'Connection closed', '2024-05-01T12:00:08+00:00');
     INSERT INTO plugin_reports VALUES ('hello', 'load', '', '2024-05-01T12:00:08+00:00');
     """,
+    """
+    INSERT INTO meta VALUES ('installation_id', '0123456789ab');
+    INSERT INTO groups VALUES ('terminal:main', 'main', 'main', 1, 'session-2', 8, NULL, NULL, NULL, NULL, 'public',
+                               NULL, NULL, NULL);
+    INSERT INTO groups VALUES ('wa:1', 'Family ''n'' friends 🦔', 'family', 0, 'session-1', 6, NULL, NULL, NULL, NULL,
+                               'example.com,*.debian.org', 1073741824, 1.5, 99);
+    INSERT INTO groups VALUES ('wa:2', 'New', 'new', 0, NULL, 0, 'session-0', 4, 'I have begun anew', '["voice"]',
+                               'none', NULL, NULL, NULL);
+    INSERT INTO groups VALUES ('wa:3', 'Lost', 'lost', 0, 'session-of-nothing', 5, NULL, NULL, NULL, NULL, 'bridge',
+                               NULL, NULL, NULL);
+    INSERT INTO chats VALUES ('wa:1', 'Family', '2024-05-01T12:00:00+00:00');
+    INSERT INTO outbox (id, chat_jid, text, kind, state, error, created_at, sent) VALUES
+        (1, 'terminal:main', 'the answer', 'reply', 'sent', NULL, '2024-05-01T12:00:03+00:00', 0),
+        (2, 'terminal:main', 'I could not answer', 'notice', 'queued', NULL, '2024-05-01T12:00:04+00:00', 0),
+        (3, 'wa:9', 'nobody there', 'message', 'failed', 'no channel', '2024-05-01T12:00:05+00:00', 0),
+        (4, 'wa:1', 'another answer', 'reply', 'queued', NULL, '2024-05-01T12:00:06+00:00', 8),
+        (5, 'terminal:main', 'by myself', 'message', 'queued', NULL, '2024-05-01T12:00:07+00:00', 0);
+    INSERT INTO messages (id, chat_jid, message_id, sender, sender_name, content, timestamp, is_from_me, reply_to,
+                          thread, state, error, attempts, acted, answered_by) VALUES
+        (1, 'terminal:main', 'a', 'ada@x', 'Ada', 'answered', '2024-05-01T12:00:00+00:00', 0, NULL, NULL, 'done', NULL,
+         1, 1, 1),
+        (2, 'terminal:main', 'b', 'ada@x', 'Ada', 'given up', '2024-05-01T12:00:01.5+00:00', 0, 'a', NULL, 'failed',
+         'the agent ended', 3, 0, 2),
+        (3, 'terminal:main', 'c', 'ada@x', 'Ada', 'under way', '2024-05-01T12:00:02+00:00', 0, NULL, 't', 'claimed',
+         NULL, 0, 0, NULL),
+        (4, 'terminal:main', 'd', 'ada@x', 'Ada', 'waiting', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending',
+         'it did not start', 2, 0, NULL),
+        (5, 'wa:1', 'a', 'bob@x', 'Bob', 'waiting é 🦔', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending', NULL,
+         0, 0, NULL),
+        (7, 'wa:1', 'b', 'me', 'Me', '', '2024-04-30T12:00:02+00:00', 1, 'a', NULL, 'pending', NULL, 0, 0, NULL),
+        (8, 'wa:3', 'a', 'cay@x', 'Cay', 'a tool ran', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'claimed', NULL,
+         0, 1, NULL);
+    INSERT INTO transcripts (id, folder, session_id, subpath, uuid, entry, dropped) VALUES
+        (1, 'main', 'session-1', '', 'u1', '{"uuid": "u1", "of": "an earlier session"}', 0),
+        (2, 'main', 'session-2', '', 'u1', '{"uuid": "u1", "text": "question"}', 0),
+        (3, 'family', 'session-1', '', 'f1', '{"uuid": "f1", "text": "é 🦔"}', 0),
+        (4, 'main', 'session-2', '', NULL, '{"type": "summary"}', 0),
+        (5, 'main', 'session-2', 'subagents/agent-1', 's1', '{"uuid": "s1"}', 0),
+        (6, 'family', 'session-1', '', 'f2', '{"uuid": "f2"}', 0),
+        (7, 'main', 'session-2', '', 'u3', '{"uuid": "u3", "text": "never answered, and dropped"}', 1),
+        (8, 'main', 'session-2', '', 'u2', '{"uuid": "u2", "text": "answer"}', 0),
+        (9, 'family', 'session-1', '', 'f3', '{"uuid": "f3", "text": "not answered yet"}', 0);
+    INSERT INTO plugin_reports VALUES ('voice', 'mcp', 'Connection closed', '2024-05-01T12:00:08+00:00');
+    INSERT INTO destinations VALUES ('family', '2024-05-01', 'example.com', 443, 2, 0, 1000, 20000, '',
+                                     '2024-05-01T12:00:09+00:00');
+    INSERT INTO destinations VALUES ('family', '2024-05-01', 'evil.example', 25, 0, 7, 0, 0, 'not named',
+                                     '2024-05-01T12:00:10+00:00');
+    INSERT INTO plugin_reports VALUES ('hello', 'load', '', '2024-05-01T12:00:08+00:00');
+    """,
 )
 #: What a start of the service gives up in each picture: a tool had run for it.
-FAILED_AT_START = ([], [], [8], [8])
+FAILED_AT_START = ([], [], [8], [8], [8])
 
 MAIN_TRANSCRIPT = [{"uuid": "u1", "text": "question"}, {"type": "summary"}, {"uuid": "u2", "text": "answer"}]
 FAMILY_TRANSCRIPT = [{"uuid": "f1", "text": "é 🦔"}, {"uuid": "f2"}]
@@ -282,7 +333,11 @@ async def test_conversations_of_every_version_go_on_where_they_were(path: Path, 
     async with Store.open(path) as store:
         groups = await store.groups()
         assert groups["terminal:main"] == Group("terminal:main", "main", "main", is_main=True)
-        assert groups["wa:1"] == Group("wa:1", "Family 'n' friends 🦔", "family")
+        family = Group("wa:1", "Family 'n' friends 🦔", "family")
+        if version >= 4:
+            limits = {"memory_bytes": 1024**3, "cpus": 1.5, "pids": 99}
+            family = replace(family, network="example.com,*.debian.org", **limits)
+        assert groups["wa:1"] == family
         assert [await store.resume(jid) for jid in groups] == ["session-2", "session-1", None, "session-of-nothing"]
         assert await store.load_transcript("main", "session-2", "", 0) == (MAIN_TRANSCRIPT, None)
         assert await store.load_transcript("family", "session-1", "", 0) == (FAMILY_TRANSCRIPT, None)

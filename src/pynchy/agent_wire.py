@@ -14,12 +14,21 @@ from typing import Any, Protocol
 import structlog
 
 from pynchy.fault_points import reached
+from pynchy.tunnel import MAX_TUNNELS, Tunnel
 from pynchy.types import ContainerOutput
-from pynchy.wire import ByteReader, ByteWriter, Frame, FrameWriter, WireError, json_frame, read_frames
+from pynchy.wire import (
+    MAX_CONCURRENT_CALLS,
+    ByteReader,
+    ByteWriter,
+    Frame,
+    FrameWriter,
+    WireError,
+    json_frame,
+    read_frames,
+)
 
 log = structlog.get_logger(__name__)
 
-_MAX_CONCURRENT_CALLS = 32
 #: What an agent has sent and the host has not dealt with yet, in bytes; above it nothing more is read.
 _MAX_HELD = 64 * 1024 * 1024
 _HELD_AT_LEAST = 16 * 1024  # of each frame
@@ -65,6 +74,10 @@ class HostServices(Protocol):
         """Answer a model request on the wire."""
         ...
 
+    async def connect(self, host: str, port: int, tunnel: Tunnel) -> None:
+        """Open a connection and pass its bytes, or say into the tunnel why not; returns at its end."""
+        ...
+
     async def unsolicited(self, output: ContainerOutput) -> None:
         """Take an answer to no message: the end of something the agent started by itself."""
         ...
@@ -104,6 +117,7 @@ class AgentWire:
         self.out = FrameWriter(writer)
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: dict[Any, asyncio.Task[None]] = {}
+        self._tunnels: dict[Any, Tunnel] = {}
         self._in_order: asyncio.Task[None] | None = None
         self._transcript_end: int | None = None
         self._loading = asyncio.Lock()
@@ -156,6 +170,11 @@ class AgentWire:
             case "http.cancel":
                 if task := self._calls.get(("http.request", frame.id)):
                     task.cancel()
+            case "net.open":
+                self._open_tunnel(frame)
+            case "net.data" | "net.room" | "net.end" | "net.close":
+                if tunnel := self._tunnels.get(frame.id):  # else it is over, and the agent does not know yet
+                    tunnel.receive(frame)
             case "error":
                 self._listener.on_trouble(f"it reported: {str(frame.fields.get('reason'))[:_MAX_REASON]}")
             case "log":
@@ -221,11 +240,28 @@ class AgentWire:
 
     def _start_call(self, frame: Frame, action: Callable[[Frame], Awaitable[None]]) -> None:
         key = (frame.type, frame.id)
-        if key in self._calls or len(self._calls) >= _MAX_CONCURRENT_CALLS:
+        if key in self._calls or len(self._calls) >= MAX_CONCURRENT_CALLS:
             raise WireError("more calls at once than an agent may make")
         task = self._spawn(lambda: action(frame), len(frame.body))
         self._calls[key] = task
         task.add_done_callback(lambda _: self._calls.pop(key, None))
+
+    def _open_tunnel(self, frame: Frame) -> None:
+        host, port = frame.fields.get("host"), frame.fields.get("port")
+        if frame.id is None or frame.id in self._tunnels or type(host) is not str or type(port) is not int:
+            raise WireError("a connection without a destination or an id of its own")
+        tunnel = Tunnel(frame.id, self.out)
+        if len(self._tunnels) >= MAX_TUNNELS:
+            tunnel.refuse(503, f"this agent has {MAX_TUNNELS} connections open already")
+            return
+        self._tunnels[frame.id] = tunnel
+        task = self._spawn(lambda: self._services.connect(host, port, tunnel), 0)
+
+        def done(_: asyncio.Task[None]) -> None:
+            self._tunnels.pop(frame.id, None)
+            tunnel.close()
+
+        task.add_done_callback(done)
 
     async def _forward(self, frame: Frame) -> None:
         await self._services.forward_model_request(frame, self.out)

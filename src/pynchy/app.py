@@ -25,10 +25,12 @@ from pynchy.config import Settings
 from pynchy.control import ControlError, ControlServer
 from pynchy.conversations import STOPPED, STOPPED_NOTICE, Conversations, container_prefix
 from pynchy.credential import Credential
+from pynchy.egress import Egress
 from pynchy.fault_points import reached
 from pynchy.group_queue import GroupQueue
 from pynchy.home import control_socket, make_private
 from pynchy.model_gateway import ModelGateway, Upstream
+from pynchy.network_policy import NetworkPolicy
 from pynchy.outbox import Outbox
 from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable
 from pynchy.plugin_inventory import records_with_reports
@@ -163,6 +165,9 @@ class Service:
             store = await stack.enter_async_context(Store.open(settings.home / "pynchy.db"))
             service = cls(settings, store, registry, demo, channels)
             gateway = await stack.enter_async_context(ModelGateway.open(upstream))
+            egress = Egress(store.destinations, settings.network_bytes_a_day)
+            stack.callback(egress.close)
+            await egress.begin()
             # A run of an earlier service gave no answer any more; its containers may still be running.
             await asyncio.to_thread(remove_orphans, runtime, container_prefix(store), frozenset())
             await store.release(None, STOPPED, STOPPED_NOTICE)
@@ -179,6 +184,7 @@ class Service:
                 runtime,
                 registry,
                 service.reports,
+                egress,
                 service.outbox.wake,
                 service._settle,
                 service._groups.get,
@@ -207,23 +213,28 @@ class Service:
     async def register_group(self, group: Group) -> None:
         """Answer this chat from now on; one that is registered already stays as it is.
 
-        ValueError where its folder belongs to another chat, or can be nobody's.
+        ValueError where its folder belongs to another chat or can be nobody's, or its network policy is none.
         """
         if not valid_folder(group.folder):
             raise ValueError(
                 f"a group's folder cannot be called {group.folder!r}: use lower-case letters, digits, `-` and `_`"
             )
+        NetworkPolicy.parse(group.network)
         await self._store.register_group(group)
         self._groups.update(await self._store.groups())
         if self._queue:
             self._queue.wake(group.jid)  # what was said before it was registered waits for an answer
 
-    async def set_group_plugins(self, jid: str, plugins: tuple[str, ...] | None) -> None:
-        """Let a group's next agent have these plugins, or with None all; an agent that is idle now is ended."""
-        await self._store.set_group_plugins(jid, plugins)
+    async def update_group(self, group: Group) -> None:
+        """Let a group's next agent have these settings; one that is idle now is ended.
+
+        ValueError where its network policy is none.
+        """
+        NetworkPolicy.parse(group.network)
+        await self._store.update_group(group)
         self._groups.update(await self._store.groups())
         if self._queue:
-            self._queue.wake(jid)
+            self._queue.wake(group.jid)
 
     def registered_groups(self) -> dict[str, Group]:
         """Every group by its jid."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pynchy.group_limits import LEAST_MEMORY, LEAST_PIDS, as_bytes
 from pynchy.home import load_environment, pynchy_home
 
 ANTHROPIC_API = "https://api.anthropic.com"
@@ -52,6 +54,12 @@ class Settings(BaseSettings):
     attempts: int = Field(4, ge=1, le=20)
     retry_pause: float = Field(1, gt=0)
     max_concurrent_containers: int = Field(5, ge=1, le=1000, validation_alias="MAX_CONCURRENT_CONTAINERS")
+    #: What one agent may take: bytes (with k, m or g), processors, and processes with threads.
+    agent_memory: Annotated[int, BeforeValidator(as_bytes)] = Field(2 * 1024**3, ge=LEAST_MEMORY)
+    agent_cpus: float = Field(2, gt=0, le=1024)
+    agent_pids: int = Field(512, ge=LEAST_PIDS, le=2**22)
+    #: What one group's agents may send and receive in a day (UTC), together.
+    network_bytes_a_day: Annotated[int, BeforeValidator(as_bytes)] = Field(10 * 1024**3, ge=0)
     #: The uid that agents have when this program runs as root; any that no user of the machine has.
     agent_uid: int = Field(60999, ge=1, le=2**31 - 2)
 

@@ -8,7 +8,7 @@ operation. The command line is the client.
     chat {group}           -> text events for as long as the client stays; its lines {"say": TEXT} go in
     plugins                -> {"event": "plugins", "records"}
     groups                 -> {"event": "groups", "groups", "chats"}
-    add-group {jid, name, folder, plugins}, group-plugins {folder, plugins}
+    add-group {group}, set-group {group}
                            -> {"event": "done"}
 
 Where an operation cannot be done the answer is {"event": "error", "message"}.
@@ -126,8 +126,8 @@ class Behind(Protocol):
         """Answer a chat from now on; ValueError where it cannot be a group."""
         ...
 
-    async def set_group_plugins(self, jid: str, plugins: tuple[str, ...] | None) -> None:
-        """Let a group have these plugins, or with None all."""
+    async def update_group(self, group: Group) -> None:
+        """Give a group other settings; ValueError where one cannot be."""
         ...
 
 
@@ -201,7 +201,7 @@ class ControlServer:
             "plugins": self._plugins,
             "groups": self._groups,
             "add-group": self._add_group,
-            "group-plugins": self._group_plugins,
+            "set-group": self._set_group,
         }
         name = request.get("op")
         if not isinstance(name, str) or name not in operations:
@@ -219,16 +219,18 @@ class ControlServer:
         await peer.send(event="groups", groups=groups, chats=await self._service.known_chats())
 
     async def _add_group(self, peer: Peer, request: dict[str, Any]) -> None:
-        jid, name, folder = (str(request.get(key)) for key in ("jid", "name", "folder"))
+        await self._change_group(peer, request, self._service.register_group)
+
+    async def _set_group(self, peer: Peer, request: dict[str, Any]) -> None:
+        await self._change_group(peer, request, self._service.update_group)
+
+    async def _change_group(
+        self, peer: Peer, request: dict[str, Any], change: Callable[[Group], Awaitable[None]]
+    ) -> None:
         try:
-            await self._service.register_group(Group(jid, name, folder, plugins=_plugins(request)))
+            await change(group_from(request.get("group")))
         except ValueError as error:
             raise ControlError(f"{error}.") from None
-        await peer.send(event="done")
-
-    async def _group_plugins(self, peer: Peer, request: dict[str, Any]) -> None:
-        jid = await self._service.group_jid(str(request.get("folder")))
-        await self._service.set_group_plugins(jid, _plugins(request))
         await peer.send(event="done")
 
     async def _ask(self, peer: Peer, request: dict[str, Any]) -> None:
@@ -268,9 +270,13 @@ class ControlServer:
                     await peer.send(event="refused", message=str(error))
 
 
-def _plugins(request: dict[str, Any]) -> tuple[str, ...] | None:
-    plugins = request.get("plugins")
-    return tuple(str(name) for name in plugins) if isinstance(plugins, list) else None
+def group_from(fields: Any) -> Group:
+    """A group as `asdict` has made it and JSON has carried it; ValueError where it is none."""
+    try:
+        plugins = fields["plugins"]
+        return Group(**{**fields, "plugins": None if plugins is None else tuple(map(str, plugins))})
+    except (TypeError, KeyError):
+        raise ValueError("that is no group; this is of another version than the service") from None
 
 
 async def connect(path: Path) -> Peer | None:

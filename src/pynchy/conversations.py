@@ -20,6 +20,7 @@ from pynchy.agent_plugins import AgentPlugins, plugin_parts
 from pynchy.config import Settings
 from pynchy.container_runner import AgentFailed, AgentRun, Limits
 from pynchy.credential import Credential
+from pynchy.egress import Egress
 from pynchy.failures import Failure, Verdict
 from pynchy.fault_points import reached
 from pynchy.group_queue import Place, Wake
@@ -54,6 +55,11 @@ _MAY_HAVE_ACTED = "I may have done a part of it already; look before you ask aga
 STOPPED = "I was stopped before I had answered"
 STOPPED_NOTICE = f"{STOPPED}. {_MAY_HAVE_ACTED}"
 
+
+class Hopeless(Exception):
+    """An agent that cannot be started as its group is set up, however often it is tried."""
+
+
 Settled = Callable[[tuple[int, ...], str | None], None]
 
 
@@ -69,6 +75,7 @@ class Conversations:
         runtime: ContainerRuntime,
         registry: PluginRegistry,
         reports: PluginReports,
+        egress: Egress,
         wake_outbox: Callable[[], None],
         settled: Settled,
         group: Callable[[str], Group | None],
@@ -81,6 +88,7 @@ class Conversations:
         self.runtime = runtime
         self.registry = registry
         self.reports = reports
+        self.egress = egress
         self.wake_outbox = wake_outbox
         self.settled = settled
         self.runner_dir = stage_runner(settings.home)
@@ -136,7 +144,15 @@ class Shift:
         self._group = group
         self._place = place
         self._run: AgentRun | None = None
-        self._services = GroupHost(group, host.store, host.gateway, host.credential, host.wake_outbox, host.reports)
+        self._services = GroupHost(
+            lambda: host.group(group.jid) or self._group,
+            host.store,
+            host.gateway,
+            host.credential,
+            host.wake_outbox,
+            host.reports,
+            host.egress,
+        )
         self._answer: asyncio.Task[ContainerOutput] | None = None
         self._resumed = False
         #: What is claimed and neither answered nor failed.
@@ -213,6 +229,8 @@ class Shift:
             await self._run.start(given, ids)
         except AgentFailed as failed:
             await self.fail(str(failed), failed.reported)
+        except Hopeless as hopeless:
+            await self.fail(str(hopeless), reported=False, hopeless=True)
         except (OSError, ValueError) as error:
             await self.fail(f"its container could not be prepared: {error}", reported=False)
 
@@ -240,8 +258,14 @@ class Shift:
             container_name=f"{container_prefix(self._store)}{group.folder[:40]}-{uuid.uuid4().hex[:8]}",
             image=agent_image(),
             labels={LABEL_INSTALLATION: self._store.installation_id, LABEL_GROUP: group.folder},
+            memory_bytes=group.memory_bytes or host.settings.agent_memory,
+            cpus=group.cpus or host.settings.agent_cpus,
+            pids=group.pids or host.settings.agent_pids,
             user=owner,
+            network="bridge" if group.network == "bridge" else "none",
         )
+        if unmet := _cannot(host.runtime, group):
+            raise Hopeless(f"the runtime {host.runtime.name} {unmet}")
         host.containers.add(spec.container_name)
         return AgentRun(host.runtime, spec, self._services, host.limits)
 
@@ -260,6 +284,7 @@ class Shift:
             plugin_skills=list(plugins.skills),
             assistant_name=self._host.settings.assistant_name,
             model=self._host.settings.model,
+            network=self._group.network,
         )
 
     # --- out ------------------------------------------------------------------------------------------------
@@ -298,8 +323,13 @@ class Shift:
 
     # --- failures -------------------------------------------------------------------------------------------
 
-    async def fail(self, reason: str, reported: bool, ids: tuple[int, ...] | None = None) -> None:
-        """The run has failed: for these messages, or None where it ended and all of its open ones failed."""
+    async def fail(
+        self, reason: str, reported: bool, ids: tuple[int, ...] | None = None, hopeless: bool = False
+    ) -> None:
+        """The run has failed: for these messages, or None where it ended and all of its open ones failed.
+
+        It is tried again, unless it is `hopeless`.
+        """
         acting: set[int] = set()
         if self._run:
             await self._run.stop()  # first: what still runs in there could act
@@ -307,16 +337,16 @@ class Shift:
         under_way = tuple(self._open) if ids is None else ids
         log.warning("an agent gave no answer", group=self._group.folder, reason=reason)
         if acted := tuple(row_id for row_id in under_way if row_id in acting):
-            failure = self._failure(acted, reason, reported)
+            failure = self._failure(acted, reason, reported, hopeless)
             await self._give_up(acted, failure, _MAY_HAVE_ACTED)
         if untouched := tuple(row_id for row_id in under_way if row_id not in acting):
-            await self._try_again(untouched, self._failure(untouched, reason, reported))
+            await self._try_again(untouched, self._failure(untouched, reason, reported, hopeless))
         if self._open:  # what it held for later
             await self.give_back(reason)
 
-    def _failure(self, ids: tuple[int, ...], reason: str, reported: bool) -> Failure:
+    def _failure(self, ids: tuple[int, ...], reason: str, reported: bool, hopeless: bool) -> Failure:
         attempts = max(self._open[row_id].attempts for row_id in ids)
-        return Failure(reason, self._services.model_failure, reported, self._resumed, attempts)
+        return Failure(reason, self._services.model_failure, reported, self._resumed, attempts, hopeless)
 
     async def _try_again(self, ids: tuple[int, ...], failure: Failure) -> None:
         settings, verdict = self._host.settings, failure.verdict
@@ -372,6 +402,20 @@ class Shift:
             self._open.pop(row_id, None)
         self._host.wake_outbox()
         self._host.settled(ids, error)
+
+
+def _cannot(runtime: ContainerRuntime, group: Group) -> str:
+    """What a group asks of its runtime that this one does not do, and what to do about it; empty where it does all."""
+    supported = getattr(runtime, "supports", frozenset())
+    if group.network == "bridge" and "bridge" not in supported:
+        return "gives no agent a network of its own: set another network policy, or use another runtime"
+    limits = (("memory", group.memory_bytes), ("cpus", group.cpus), ("pids", group.pids))
+    unmet = [name for name, value in limits if value is not None and name not in supported]
+    if unmet:
+        return (
+            f"cannot limit {', '.join(unmet)} here, as is set for this chat: remove the limit, or use another runtime"
+        )
+    return ""
 
 
 def container_prefix(store: Store) -> str:

@@ -46,7 +46,7 @@ class Failure:
 
     `model` is the last thing the host saw of the model's API, None where that had answered; `reported` says
     that the agent could still tell the reason; `resumed`, that it continued an earlier conversation;
-    `attempts`, how many there were before this one.
+    `attempts`, how many there were before this one; `hopeless`, that it would fail in the same way again.
     """
 
     reason: str
@@ -54,6 +54,7 @@ class Failure:
     reported: bool
     resumed: bool
     attempts: int
+    hopeless: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -61,7 +62,7 @@ class Failure:
         status = self.model.status if self.model else None
         if status == _CREDENTIAL:
             return Verdict.CREDENTIAL
-        if self.reason == INTERRUPTED or status in _HOPELESS:
+        if self.hopeless or self.reason == INTERRUPTED or status in _HOPELESS:
             return Verdict.GIVE_UP
         lost = any(words in self.reason.lower() for words in _LOST_SESSION)
         # An agent that starts and then fails twice in the same conversation may fail because of it.

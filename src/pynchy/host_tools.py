@@ -14,6 +14,7 @@ import structlog
 
 from pynchy.agent_plugins import AgentPlugins
 from pynchy.credential import Credential
+from pynchy.egress import Egress
 from pynchy.model_gateway import ModelFailure, ModelGateway
 from pynchy.plugin import HostTool
 from pynchy.plugin._validation import compile_schema
@@ -21,6 +22,7 @@ from pynchy.plugin_calls import PluginRaised, ask_async
 from pynchy.plugin_reports import PluginReports
 from pynchy.router import visible_text
 from pynchy.store import Store
+from pynchy.tunnel import Tunnel
 from pynchy.types import ContainerOutput, Group, PluginReport
 from pynchy.wire import Frame, FrameWriter
 
@@ -31,18 +33,20 @@ _MAX_ANSWER = 1_000_000  # characters, of a plugin's tool
 
 
 class GroupHost:
-    """Everything that one group's agent can reach of the host."""
+    """Everything that one group's agent can reach of the host. `group` is as it is now, whenever it is asked."""
 
     def __init__(
         self,
-        group: Group,
+        group: Callable[[], Group],
         store: Store,
         gateway: ModelGateway,
         credential: Credential,
         wake_outbox: Callable[[], None],
         reports: PluginReports,
+        egress: Egress,
     ) -> None:
-        self._group = group
+        self._ask_group = group
+        self._egress = egress
         self._reports = reports
         self._store = store
         self._gateway = gateway
@@ -52,6 +56,10 @@ class GroupHost:
         self.plugins = AgentPlugins()
         #: How the agent's last model request failed; None where it was answered.
         self.model_failure: ModelFailure | None = None
+
+    @property
+    def _group(self) -> Group:
+        return self._ask_group()
 
     async def call_tool(self, name: str, arguments: Any) -> str:
         """Do what a tool of the MCP server `pynchy` asks; ValueError and PermissionError are refusals."""
@@ -128,6 +136,10 @@ class GroupHost:
     async def transcript_subpaths(self, session_id: str) -> list[str]:
         """The sub-agent transcripts of a session of this group."""
         return await self._store.transcript_subpaths(self._group.folder, session_id)
+
+    async def connect(self, host: str, port: int, tunnel: Tunnel) -> None:
+        """Open a connection to the internet, as far as this group's policy goes."""
+        await self._egress.serve(self._group, host, port, tunnel)
 
     async def forward_model_request(self, frame: Frame, out: FrameWriter) -> None:
         """Answer a model request on the wire."""

@@ -91,6 +91,27 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (plugin, part)
     );
     """,
+    """
+    -- What a group may reach of the network, and its own limits where they are not those of the settings.
+    ALTER TABLE groups ADD COLUMN network TEXT NOT NULL DEFAULT 'public';
+    ALTER TABLE groups ADD COLUMN memory_bytes INTEGER;
+    ALTER TABLE groups ADD COLUMN cpus REAL;
+    ALTER TABLE groups ADD COLUMN pids INTEGER;
+    -- Where agents have connected to, or tried to, by day (UTC). `refused` is why it was last not done.
+    CREATE TABLE destinations (
+        folder TEXT NOT NULL,
+        day TEXT NOT NULL,
+        host TEXT NOT NULL,
+        port INTEGER NOT NULL,
+        connections INTEGER NOT NULL,
+        refusals INTEGER NOT NULL,
+        sent INTEGER NOT NULL,
+        received INTEGER NOT NULL,
+        refused TEXT NOT NULL,
+        last_at TEXT NOT NULL,
+        PRIMARY KEY (folder, day, host, port)
+    );
+    """,
 )
 
 

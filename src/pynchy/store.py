@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import structlog
 
 from pynchy.database import Database
+from pynchy.destinations import Destinations
 from pynchy.schema import NewerSchema, migrate
 from pynchy.types import Group, NewMessage, PluginReport
 
@@ -72,6 +73,7 @@ class Store:
     def __init__(self, db: Database) -> None:
         self._db = db
         self.installation_id = ""
+        self.destinations = Destinations(db)
 
     @classmethod
     @asynccontextmanager
@@ -122,9 +124,9 @@ class Store:
         def register(db: sqlite3.Connection) -> None:
             try:
                 db.execute(
-                    "INSERT INTO groups (jid, name, folder, is_main, plugins) VALUES (?, ?, ?, ?, ?)"
-                    " ON CONFLICT (jid) DO NOTHING",
-                    (group.jid, _storable(group.name), group.folder, group.is_main, _plugin_names(group.plugins)),
+                    "INSERT INTO groups (jid, folder, is_main, name, plugins, network, memory_bytes, cpus, pids)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (jid) DO NOTHING",
+                    (group.jid, group.folder, group.is_main, *_group_settings(group)),
                 )
             except sqlite3.IntegrityError:
                 raise ValueError(f"the folder {group.folder!r} belongs to another chat; choose another") from None
@@ -134,17 +136,23 @@ class Store:
     async def groups(self) -> dict[str, Group]:
         """Every registered group by its jid."""
         rows = await self._db.read(
-            lambda db: db.execute("SELECT jid, name, folder, is_main, plugins FROM groups").fetchall()
+            lambda db: db.execute(
+                "SELECT jid, name, folder, is_main, plugins, network, memory_bytes, cpus, pids FROM groups"
+            ).fetchall()
         )
         return {
-            jid: Group(jid, name, folder, bool(is_main), tuple(json.loads(plugins)) if plugins else None)
-            for jid, name, folder, is_main, plugins in rows
+            jid: Group(jid, name, folder, bool(is_main), tuple(json.loads(plugins)) if plugins else None, *settings)
+            for jid, name, folder, is_main, plugins, *settings in rows
         }
 
-    async def set_group_plugins(self, jid: str, plugins: tuple[str, ...] | None) -> None:
-        """Give a group these plugins, or with None all."""
+    async def update_group(self, group: Group) -> None:
+        """Give the group of this jid another name and other settings; its folder never changes."""
         await self._db.write(
-            lambda db: db.execute("UPDATE groups SET plugins = ? WHERE jid = ?", (_plugin_names(plugins), jid))
+            lambda db: db.execute(
+                "UPDATE groups SET name = ?, plugins = ?, network = ?, memory_bytes = ?, cpus = ?, pids = ?"
+                " WHERE jid = ?",
+                (*_group_settings(group), group.jid),
+            )
         )
 
     async def note_chat(self, jid: str, name: str) -> None:
@@ -512,6 +520,12 @@ def _take_up_aside(db: sqlite3.Connection, jid: str) -> None:
         " aside_id = NULL, aside_end = NULL, aside_notice = NULL WHERE jid = ? AND aside_id IS NOT NULL",
         (jid,),
     )
+
+
+def _group_settings(group: Group) -> tuple[Any, ...]:
+    """What of a group can be changed, as its columns."""
+    plugins = _plugin_names(group.plugins)
+    return _storable(group.name), plugins, group.network, group.memory_bytes, group.cpus, group.pids
 
 
 def _plugin_names(plugins: tuple[str, ...] | None) -> str | None:

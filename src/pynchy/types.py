@@ -59,6 +59,8 @@ class Group:
     """A registered chat: `jid` is its address on a channel, `folder` its name on disk.
 
     `plugins` names those whose agent-side parts and host tools its agent has, None for all that are installed.
+    `network` is what it may reach: `none`, `public`, `bridge`, or hosts with commas between them. `memory_bytes`,
+    `cpus` and `pids` limit its agent, None where the settings do.
     """
 
     jid: str
@@ -66,6 +68,10 @@ class Group:
     folder: str
     is_main: bool = False
     plugins: tuple[str, ...] | None = None
+    network: str = "public"
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
 
     def has_plugin(self, name: str) -> bool:
         """Whether its agent has what this plugin offers."""
@@ -158,7 +164,7 @@ class ContainerInput:
     its data folder; `plugin_hooks` an event to its hooks, each `{"plugin", "function", "matcher", "timeout",
     "fail_closed"}`; `plugin_tools` a plugin's name to its host tools, each `{"name", "description",
     "input_schema"}`. `plugin_skills` lists the plugins that have skills. `session_id` names the conversation to
-    resume, None for a new one.
+    resume, None for a new one. `network` is the group's, and says whether there is a proxy to use.
     """
 
     prompt: str
@@ -173,6 +179,7 @@ class ContainerInput:
     plugin_skills: list[str] | None = None
     assistant_name: str = "Pynchy"
     model: str | None = None
+    network: str = "none"
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object with every field."""

@@ -23,6 +23,8 @@ MAX_BODY = 48 * 1024 * 1024
 #: Bodies under way at once, and what they may hold together.
 MAX_OPEN_STREAMS = 256
 MAX_OPEN_BYTES = 128 * 1024 * 1024
+#: What an agent may have asked of its host and not been answered yet, of each kind of frame.
+MAX_CONCURRENT_CALLS = 32
 _MAX_ID = 200
 #: Objects and lists in one JSON body: each takes three bytes at least, and some eighty in memory.
 _MAX_PARTS = 1_000_000

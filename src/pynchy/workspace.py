@@ -39,7 +39,7 @@ _EXCERPT = 1000  # characters
 #: Started as `python3 /opt/pynchy`, which puts that directory first on the import path.
 _LAUNCHER = "from agent_runner.__main__ import run\n\nrun()\n"
 #: The rooms that both sides run, of this very version.
-_SHARED = ("__init__.py", "types.py", "wire.py", "loopback.py", "plugin")
+_SHARED = ("__init__.py", "types.py", "wire.py", "tunnel.py", "loopback.py", "plugin")
 
 
 def group_folder(home: Path, group: Group, owner: tuple[int, int] | None) -> Path:

@@ -120,13 +120,17 @@ def _groups_list(given: argparse.Namespace) -> int:
 def _groups_add(given: argparse.Namespace) -> int:
     from pynchy.cli import groups
 
-    return groups.add(given.jid, given.folder, given.name, given.plugins)
+    return groups.add(given.jid, given.folder, given.name, groups.Wishes(**_wishes(given)))
 
 
-def _groups_plugins(given: argparse.Namespace) -> int:
+def _groups_set(given: argparse.Namespace) -> int:
     from pynchy.cli import groups
 
-    return groups.set_plugins(given.folder, given.plugins)
+    return groups.change(given.folder, groups.Wishes(**_wishes(given)))
+
+
+def _wishes(given: argparse.Namespace) -> dict[str, str | None]:
+    return {name: getattr(given, name) for name in _GROUP_SETTINGS}
 
 
 def _history_export(given: argparse.Namespace) -> int:
@@ -149,7 +153,7 @@ _COMMANDS = {
     "ask": "Send one message and print the answer.",
     "doctor": "Say what is wrong, and the command that mends it.",
     "plugins": "The installed plugins.",
-    "groups": "The chats that are answered, and the plugins each has.",
+    "groups": "The chats that are answered, and what each may have.",
     "history": "What was said.",
     "image": "What agents run from.",
 }
@@ -212,7 +216,7 @@ def _groups(commands: _Commands) -> None:
         {
             "list": "List the groups, and the chats that could become one.",
             "add": "Answer a chat from now on.",
-            "plugins": "Say which plugins a group's agent has.",
+            "set": "Say what a group's agent has and may do.",
         },
     )
     groups.add("list", _groups_list)
@@ -220,10 +224,22 @@ def _groups(commands: _Commands) -> None:
     add.add_argument("jid", help="the chat's address, as `pynchy groups list` shows it")
     add.add_argument("folder", help="the group's folder, a name of its own")
     add.add_argument("--name", help="what the chat is called")
-    add.add_argument("--plugins", default="all", help="names with commas between them, or `all` (all)")
-    change = groups.add("plugins", _groups_plugins)
+    change = groups.add("set", _groups_set)
     change.add_argument("folder", help="the group's folder")
-    change.add_argument("plugins", help="names with commas between them, `all`, or an empty text")
+    for command in (add, change):
+        for name, meaning in _GROUP_SETTINGS.items():
+            command.add_argument(f"--{name}", help=meaning)
+
+
+#: The options of `groups add` and `groups set`.
+_GROUP_SETTINGS = {
+    "plugins": "those whose tools, skills and hooks it has: names with commas between them, `all`, or an empty text",
+    "network": "what it may reach: `none`, `public`, hosts with commas between them (NAME, *.NAME, NAME:PORT), or "
+    "`bridge`, the runtime's own network, your local one included",
+    "memory": "as in 512m or 2g, or `default`, as PYNCHY_AGENT_MEMORY has it",
+    "cpus": "processors, as in 1.5, or `default`, as PYNCHY_AGENT_CPUS has it",
+    "pids": "processes and threads, or `default`, as PYNCHY_AGENT_PIDS has it",
+}
 
 
 def _safe_mode(parser: argparse.ArgumentParser) -> None:

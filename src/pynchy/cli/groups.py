@@ -1,22 +1,27 @@
-"""`pynchy groups`: the registered chats and the plugins each has, through the running service or without one."""
+"""`pynchy groups`: the registered chats and what each may have, through the running service or without one."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from pynchy.app import AlreadyRunning, CannotStart, home_lock
 from pynchy.cli.output import complain, complain_of_system
 from pynchy.config import Settings, SettingsError, load_settings
-from pynchy.control import ControlError, ask, connect
+from pynchy.control import ControlError, ask, connect, group_from
+from pynchy.group_limits import LEAST_MEMORY, LEAST_PIDS, as_bytes
 from pynchy.home import control_socket
+from pynchy.network_policy import NetworkPolicy
 from pynchy.plugin import State, discover_plugins
 from pynchy.store import Store, StoreError
 from pynchy.types import Group, valid_folder
 
 _PLUGINS_FOR_ALL = "all"
+#: Instead of a limit: the one of the settings.
+_DEFAULT = "default"
 
 
 class Registered(Protocol):
@@ -34,9 +39,49 @@ class Registered(Protocol):
         """Register a chat; ValueError or ControlError where it cannot be."""
         ...
 
-    async def set_plugins(self, group: Group, plugins: tuple[str, ...] | None) -> None:
-        """Give a group these plugins, or with None all."""
+    async def update(self, group: Group) -> None:
+        """Give a group these settings; ValueError or ControlError where one cannot be."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What was asked for on the command line, as it was written; None leaves a setting as it is."""
+
+    plugins: str | None = None
+    network: str | None = None
+    memory: str | None = None
+    cpus: str | None = None
+    pids: str | None = None
+
+    def applied_to(self, group: Group) -> Group:
+        """The group with these settings; ValueError for one that cannot be."""
+        if self.plugins is not None:
+            group = replace(group, plugins=_plugins(self.plugins))
+        if self.network is not None:
+            group = replace(group, network=str(NetworkPolicy.parse(self.network)))
+        if self.memory is not None:
+            group = replace(group, memory_bytes=_limit("--memory", self.memory, as_bytes, LEAST_MEMORY, "256m"))
+        if self.cpus is not None:
+            group = replace(group, cpus=_limit("--cpus", self.cpus, float, 0.01, "0.01"))
+        if self.pids is not None:
+            group = replace(group, pids=_limit("--pids", self.pids, int, LEAST_PIDS, str(LEAST_PIDS)))
+        return group
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _limit(option: str, text: str, read: Callable[[str], _Number], least: _Number, in_words: str) -> _Number | None:
+    if text.strip().lower() == _DEFAULT:
+        return None
+    try:
+        value = read(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value < 2**50:
+        raise ValueError(f"{option} {text!r} cannot be: write a number from {in_words} on, or `{_DEFAULT}`")
+    return value
 
 
 def show() -> int:
@@ -45,8 +90,7 @@ def show() -> int:
     async def action(registered: Registered) -> int:
         groups = await registered.groups()
         for group in groups:
-            plugins = "all plugins" if group.plugins is None else ", ".join(group.plugins) or "no plugins"
-            print(f"{group.folder}{' (main)' if group.is_main else ''}: {group.name}, {group.jid}, {plugins}")
+            print(f"{group.folder}{' (main)' if group.is_main else ''}: {group.name}, {group.jid}, {_in_words(group)}")
         known = {group.jid for group in groups}
         for jid, name in sorted((await registered.chats()).items()):
             if jid not in known:
@@ -56,7 +100,7 @@ def show() -> int:
     return _guarded(action)
 
 
-def add(jid: str, folder: str, name: str | None, plugins: str | None) -> int:
+def add(jid: str, folder: str, name: str | None, wishes: Wishes) -> int:
     """Register a chat as a group with a folder."""
 
     async def action(registered: Registered) -> int:
@@ -68,26 +112,36 @@ def add(jid: str, folder: str, name: str | None, plugins: str | None) -> int:
             if group.jid == jid:
                 return complain(f"The chat {jid} is the group {group.folder!r} already.")
         called = name or (await registered.chats()).get(jid) or folder
-        await registered.add(Group(jid, called, folder, plugins=_plugins(plugins)))
+        await registered.add(wishes.applied_to(Group(jid, called, folder)))
         print(f"{folder} is the group of {jid}.")
         return 0
 
     return _guarded(action)
 
 
-def set_plugins(folder: str, plugins: str) -> int:
-    """Say which plugins a group has."""
+def change(folder: str, wishes: Wishes) -> int:
+    """Say what a group's agent has and may do."""
 
     async def action(registered: Registered) -> int:
         groups = {group.folder: group for group in await registered.groups()}
         if folder not in groups:
             return complain(f"There is no group {folder!r}; there are: {', '.join(sorted(groups)) or 'none'}.")
-        chosen = _plugins(plugins)
-        await registered.set_plugins(groups[folder], chosen)
-        print(f"{folder} has {'all plugins' if chosen is None else ', '.join(chosen) or 'no plugins'}.")
+        changed = wishes.applied_to(groups[folder])
+        await registered.update(changed)
+        print(f"{folder} has {_in_words(changed)}.")
         return 0
 
     return _guarded(action)
+
+
+def _in_words(group: Group) -> str:
+    plugins = "all plugins" if group.plugins is None else ", ".join(group.plugins) or "no plugins"
+    limits = [
+        *([f"memory {group.memory_bytes // 1024**2} MiB"] if group.memory_bytes else []),
+        *([f"cpus {group.cpus:g}"] if group.cpus else []),
+        *([f"pids {group.pids}"] if group.pids else []),
+    ]
+    return ", ".join([plugins, f"network {group.network}", *limits])
 
 
 def _plugins(text: str | None) -> tuple[str, ...] | None:
@@ -114,17 +168,16 @@ class _Running:
         return answer
 
     async def groups(self) -> list[Group]:
-        found = (await self._ask(op="groups"))["groups"]
-        return [Group(**{**one, "plugins": None if one["plugins"] is None else tuple(one["plugins"])}) for one in found]
+        return [group_from(fields) for fields in (await self._ask(op="groups"))["groups"]]
 
     async def chats(self) -> dict[str, str]:
         return (await self._ask(op="groups"))["chats"]
 
     async def add(self, group: Group) -> None:
-        await self._ask(op="add-group", jid=group.jid, name=group.name, folder=group.folder, plugins=group.plugins)
+        await self._ask(op="add-group", group=asdict(group))
 
-    async def set_plugins(self, group: Group, plugins: tuple[str, ...] | None) -> None:
-        await self._ask(op="group-plugins", folder=group.folder, plugins=plugins)
+    async def update(self, group: Group) -> None:
+        await self._ask(op="set-group", group=asdict(group))
 
 
 class _Stopped:
@@ -142,8 +195,8 @@ class _Stopped:
     async def add(self, group: Group) -> None:
         await self._store.register_group(group)
 
-    async def set_plugins(self, group: Group, plugins: tuple[str, ...] | None) -> None:
-        await self._store.set_group_plugins(group.jid, plugins)
+    async def update(self, group: Group) -> None:
+        await self._store.update_group(group)
 
 
 @asynccontextmanager

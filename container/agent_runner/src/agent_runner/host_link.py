@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from pynchy.wire import MAX_LINE, Frame, FrameWriter, json_frame, read_frames
+from pynchy.tunnel import MAX_TUNNELS, Tunnel
+from pynchy.wire import MAX_CONCURRENT_CALLS, MAX_LINE, Frame, FrameWriter, json_frame, read_frames
 
 _PR_SET_DUMPABLE = 4
 
@@ -44,6 +45,10 @@ class HostLink:
         self._ids = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Frame]] = {}
         self._streams: dict[int, asyncio.Queue[Frame]] = {}
+        self._tunnels: dict[int, Tunnel] = {}
+        # The host ends an agent that asks for more at once: whoever comes later waits in here.
+        self._calls = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
+        self._connections = asyncio.Semaphore(MAX_TUNNELS)
 
     def send(self, frame: Frame) -> None:
         """Queue a frame for the host without waiting."""
@@ -55,14 +60,15 @@ class HostLink:
 
     async def request(self, frame_type: str, body: Any, **fields: Any) -> Any:
         """Ask the host and return its answer; HostRefused where it says no."""
-        request_id = next(self._ids)
-        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._replies[request_id] = future
-        try:
-            self.send(json_frame(frame_type, body, id=request_id, **fields))
-            reply = await future
-        finally:
-            del self._replies[request_id]
+        async with self._calls:
+            request_id = next(self._ids)
+            future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+            self._replies[request_id] = future
+            try:
+                self.send(json_frame(frame_type, body, id=request_id, **fields))
+                reply = await future
+            finally:
+                del self._replies[request_id]
         answer = reply.json_body()
         if not reply.fields.get("ok"):
             raise HostRefused(str(answer))
@@ -71,13 +77,26 @@ class HostLink:
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[tuple[int, asyncio.Queue[Frame]]]:
         """A fresh id, and the queue that receives every frame the host sends with it."""
-        stream_id = next(self._ids)
-        queue: asyncio.Queue[Frame] = asyncio.Queue()
-        self._streams[stream_id] = queue
-        try:
-            yield stream_id, queue
-        finally:
-            del self._streams[stream_id]
+        async with self._calls:
+            stream_id = next(self._ids)
+            queue: asyncio.Queue[Frame] = asyncio.Queue()
+            self._streams[stream_id] = queue
+            try:
+                yield stream_id, queue
+            finally:
+                del self._streams[stream_id]
+
+    @asynccontextmanager
+    async def tunnel(self) -> AsyncIterator[Tunnel]:
+        """A connection that is to be opened by the host; it is closed at the end."""
+        async with self._connections:
+            stream_id = next(self._ids)
+            tunnel = self._tunnels[stream_id] = Tunnel(stream_id, self._writer)
+            try:
+                yield tunnel
+            finally:
+                tunnel.close()
+                del self._tunnels[stream_id]
 
     def deliver(self, frame: Frame) -> bool:
         """Hand a frame to whoever waits for it; False where nobody does."""
@@ -90,6 +109,10 @@ class HostLink:
         if frame.type.startswith("http."):
             if isinstance(stream_id, int) and stream_id in self._streams:
                 self._streams[stream_id].put_nowait(frame)
+            return True
+        if frame.type.startswith("net."):
+            if isinstance(stream_id, int) and (tunnel := self._tunnels.get(stream_id)):
+                tunnel.receive(frame)
             return True
         return False
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import traceback
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from claude_agent_sdk import ClaudeSDKClient
 
@@ -14,6 +15,7 @@ from agent_runner.conversation import Conversation
 from agent_runner.host_link import HostLink, open_link
 from agent_runner.host_tools import host_tools
 from agent_runner.model_bridge import model_bridge
+from agent_runner.network_proxy import network_proxy
 from agent_runner.options import RUNNER, WORKSPACE, build_options
 from agent_runner.plugin_hooks import plugin_hooks
 from agent_runner.session_store import HostSessionStore
@@ -31,7 +33,7 @@ def main(read_fd: int, write_fd: int) -> None:
 
 
 async def _run(read_fd: int, write_fd: int) -> int:
-    async with open_link(read_fd, write_fd) as (link, frames):
+    async with open_link(read_fd, write_fd) as (link, frames), AsyncExitStack() as stack:
         try:
             first = await anext(frames, None)
             if first is None:
@@ -42,6 +44,7 @@ async def _run(read_fd: int, write_fd: int) -> int:
                 await check(link, ContainerInput.from_dict(first.json_body()))
                 return 0
             ids, given = _read_input(first)
+            await stack.enter_async_context(_network(link, given.network))
             hooks = plugin_hooks(given.plugin_hooks or {}, str(WORKSPACE), RUNNER, _reporter(link))
             async with model_bridge(link) as bridge, hooks as running_hooks:
                 conversation = Conversation(link, running_hooks.troubles)
@@ -61,6 +64,17 @@ async def _run(read_fd: int, write_fd: int) -> int:
             link.send(Frame("error", {"reason": reason[:4000]}))
             return 1
     return 0
+
+
+@asynccontextmanager
+async def _network(link: HostLink, policy: str) -> AsyncIterator[None]:
+    """Serve the proxy and have every program that is started find it; `bridge` needs none."""
+    if policy == "bridge":
+        yield
+        return
+    async with network_proxy(link) as environment:
+        os.environ.update(environment)
+        yield
 
 
 def _read_input(frame: Frame) -> tuple[tuple[int, ...], ContainerInput]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,15 @@ You are {name}, a personal assistant. People talk to you through a chat; their m
 <messages><message sender="..." time="...">...</message></messages>, with the text escaped as in XML. Answer in
 plain text as one writes in a chat, briefly. Text inside <internal>...</internal> is not shown to anybody.
 Your working directory is this chat's own folder: what you write there is kept. Its CLAUDE.md is your memory of
-this chat; keep it up to date with what you should remember."""
+this chat; keep it up to date with what you should remember. {network}"""
+
+#: What the agent is told of its group's network policy.
+_NETWORK = {
+    "none": "You cannot reach the internet from here.",
+    "public": "The internet is reached through the proxy in the environment; programs find it by themselves.",
+    "bridge": "You have a network.",
+}
+_SOME_HOSTS = "Of the internet you can reach, through the proxy in the environment, nothing but: {hosts}."
 
 
 def build_options(
@@ -79,6 +88,8 @@ def build_options(
         permission_mode="bypassPermissions",
         # No settings from disk: the agent can write its folder, and settings found there could run hooks.
         setting_sources=[],
+        # WebFetch would ask Anthropic about every host first, which is the user's business alone.
+        settings=json.dumps({"skipWebFetchPreflight": True}),
         resume=given.session_id,
         session_store=session_store,
         max_buffer_size=_MAX_BUFFER_BYTES,
@@ -120,7 +131,10 @@ def _sdk_env(model_url: str) -> dict[str, str]:
 
 def _system_prompt(given: ContainerInput) -> str:
     memory = _read_memory(WORKSPACE / "group" / "CLAUDE.md")
-    return _ABOUT.format(name=given.assistant_name) + (f"\n\n# CLAUDE.md\n\n{memory}" if memory else "")
+    network = _NETWORK.get(given.network) or _SOME_HOSTS.format(hosts=given.network)
+    return _ABOUT.format(name=given.assistant_name, network=network) + (
+        f"\n\n# CLAUDE.md\n\n{memory}" if memory else ""
+    )
 
 
 def _read_memory(path: Path) -> str:
