@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
+import subprocess
+import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import trustme
 from internet import PUBLIC, Internet
-from support import Chat, StartService
+from support import RUNTIMES, Chat, StartService
 
 from pynchy.app import Service
-from pynchy.plugin import ContainerRuntime
+from pynchy.plugin import ContainerRuntime, RunSpec
+from pynchy.testing import ScriptedModel
 
 pytestmark = pytest.mark.anyio
 
@@ -94,3 +100,110 @@ async def test_a_program_reaches_what_the_policy_allows_without_any_set_up(
         refused = await chat.ask(python(_FETCH.format(urls=["http://example.com/"])))
         assert refused == "403 this chat's network policy does not name example.com:80"
     assert internet.dialled == [(PUBLIC, 80), (PUBLIC, 443), (PUBLIC, 443)]
+
+
+# --- tools that know of nothing -----------------------------------------------------------------------------
+
+#: Where a tool looks for whom it trusts: the only thing that the tests' internet needs other than the real one.
+_TRUST = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT", "NODE_EXTRA_CA_CERTS")
+
+
+def trusting(runtime: ContainerRuntime) -> ContainerRuntime:
+    """The runtime, its agents trusting the certificates in their folder."""
+    plain = runtime.run_args  # type: ignore[attr-defined]
+
+    def run_args(spec: RunSpec) -> list[str]:
+        return plain(replace(spec, env={**spec.env, **dict.fromkeys(_TRUST, "/workspace/group/ca.pem")}))
+
+    runtime.run_args = run_args  # type: ignore[attr-defined]
+    return runtime
+
+
+@pytest.fixture
+async def site(internet: Internet, tmp_path: Path) -> AsyncIterator[Path]:
+    """A folder that https://example.com serves; its certificate's authority is in the main group's folder."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("example.com").configure_cert(context)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (tmp_path / "home/groups/main").mkdir(parents=True)
+    authority.cert_pem.write_to_path(str(tmp_path / "home/groups/main/ca.pem"))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode().partition("?")[0].lstrip("/")
+        file = folder / path / "index.html" if (folder / path).is_dir() else folder / path
+        status, body = ("200 OK", file.read_bytes()) if file.exists() else ("404 Not Found", b"")
+        head = (
+            f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        internet.stands_at(PUBLIC, 443, server)
+        yield folder
+
+
+async def test_webfetch_reads_a_page_and_asks_nobody_else(
+    runtime: ContainerRuntime, start_service: StartService, internet: Internet, site: Path, model: ScriptedModel
+) -> None:
+    (site / "page").mkdir()
+    (site / "page/index.html").write_text("<html><body><h1>Hedgehogs</h1><p>They sleep in winter.</p></body></html>")
+    async with start_service(trusting(runtime)) as service:
+        fetch = {"url": "https://example.com/page/", "prompt": "What is this?"}
+        await Chat(service).ask(f"/tool WebFetch {json.dumps(fetch)}")
+    assert any("They sleep in winter." in request.body.decode() for request in model.requests)
+    assert set(internet.dialled) == {(PUBLIC, 443)}
+
+
+@pytest.mark.bubblewrap
+async def test_curl_and_git_need_no_set_up(start_service: StartService, site: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    for command in (
+        ["git", "init", "--quiet", str(work)],
+        [
+            "git",
+            "-C",
+            str(work),
+            "-c",
+            "user.name=A",
+            "-c",
+            "user.email=a@b.c",
+            "commit",
+            "--allow-empty",
+            "-qm",
+            "One",
+        ],
+        ["git", "clone", "--quiet", "--bare", str(work), str(site / "repo.git")],
+        ["git", "-C", str(site / "repo.git"), "update-server-info"],
+    ):
+        subprocess.run(command, check=True)
+    (site / "file").write_text("by curl")
+    async with start_service(trusting(RUNTIMES["bubblewrap"]())) as service:
+        chat = Chat(service)
+        command = "curl --silent --show-error --fail https://example.com/file"
+        assert await chat.ask(f"/tool Bash {json.dumps({'command': command})}") == "by curl"
+        command = "git clone --quiet https://example.com/repo.git r && git -C r log --format=%s"
+        assert await chat.ask(f"/tool Bash {json.dumps({'command': command})}") == "One"
+        command = "curl --silent --show-error https://192.168.0.1/ https://example.org/"
+        answer = await chat.ask(f"/tool Bash {json.dumps({'command': command})}")
+        assert answer.count("CONNECT tunnel failed, response 403") + answer.count("code 403") == 1
+        assert "502" in answer
+
+
+@pytest.mark.docker
+async def test_pip_needs_no_set_up(start_service: StartService, site: Path) -> None:
+    (site / "simple/hedgehog").mkdir(parents=True)
+    (site / "simple/hedgehog/index.html").write_text('<a href="hedgehog-1.0-py3-none-any.whl">hedgehog</a>')
+    with zipfile.ZipFile(site / "simple/hedgehog/hedgehog-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("hedgehog.py", "NAME = 'Mecki'")
+        wheel.writestr("hedgehog-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: hedgehog\nVersion: 1.0\n")
+        wheel.writestr("hedgehog-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("hedgehog-1.0.dist-info/RECORD", "")
+    async with start_service(trusting(RUNTIMES["docker"]())) as service:
+        install = "python3 -m pip install -q --index-url https://example.com/simple --target /tmp/t hedgehog"
+        command = f"{install} && PYTHONPATH=/tmp/t python3 -c 'import hedgehog; print(hedgehog.NAME)'"
+        answer = await Chat(service).ask(f"/tool Bash {json.dumps({'command': command})}")
+    assert answer.splitlines()[-1] == "Mecki"
