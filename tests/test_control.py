@@ -74,6 +74,9 @@ class Behind:
     def plugin_records(self) -> list[dict[str, Any]]:
         return [{"name": "hello", "state": "ready"}]
 
+    async def status(self) -> list[str]:
+        return ["Agents: none"]
+
     def registered_groups(self) -> dict[str, Group]:
         return self.groups
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 from internet import PUBLIC, Internet
-from support import RUNTIMES, Chat, StartService
+from support import RUNTIMES, Chat, StartService, pynchy
 
 from pynchy.app import Service
 from pynchy.plugin import ContainerRuntime, RunSpec
@@ -81,6 +81,13 @@ async def set_network(service: Service, policy: str) -> None:
     await service.update_group(replace(service.registered_groups()[jid], network=policy))
 
 
+async def shown(service: Service) -> str:
+    """What `pynchy status` prints."""
+    done = await asyncio.to_thread(pynchy, "status")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.rstrip("\n")
+
+
 async def test_a_program_reaches_what_the_policy_allows_without_any_set_up(
     runtime: ContainerRuntime, start_service: StartService, internet: Internet, web: asyncio.Server
 ) -> None:
@@ -99,6 +106,14 @@ async def test_a_program_reaches_what_the_policy_allows_without_any_set_up(
         assert await chat.ask(python(_CONNECT.format(host="example.com", port=443))) == "GET /through HTTP/1.1"
         refused = await chat.ask(python(_FETCH.format(urls=["http://example.com/"])))
         assert refused == "403 this chat's network policy does not name example.com:80"
+        assert await chat.ask("/status") == await shown(service)
+        status = (await chat.ask(" /Status ")).splitlines()
+    assert status[0] == f"Agents: main (at most 5 at once), in {runtime.name}"
+    assert status[1] == "Network: *.example.org,example.com:443"
+    assert status[2].startswith("  example.com:80: 1 connection today, ")
+    assert status[2].endswith(" received, 2 refused (this chat's network policy does not name example.com:80)")
+    assert status[3].startswith("  example.com:443: 2 connections today, ")
+    assert len(status) == 4
     assert internet.dialled == [(PUBLIC, 80), (PUBLIC, 443), (PUBLIC, 443)]
 
 

@@ -36,6 +36,7 @@ from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable
 from pynchy.plugin_inventory import records_with_reports
 from pynchy.plugin_reports import PluginReports
 from pynchy.runtime import agent_image, get_runtime
+from pynchy.status import Status
 from pynchy.store import Store
 from pynchy.types import Channel, Group, NewMessage, valid_folder
 
@@ -128,7 +129,13 @@ class Service:
     """A running service. `async with Service.start(...)` begins and ends it."""
 
     def __init__(
-        self, settings: Settings, store: Store, registry: PluginRegistry, demo: bool, channels: Sequence[Channel]
+        self,
+        settings: Settings,
+        store: Store,
+        registry: PluginRegistry,
+        runtime: ContainerRuntime,
+        demo: bool,
+        channels: Sequence[Channel],
     ) -> None:
         self.settings = settings
         self.demo = demo
@@ -138,6 +145,7 @@ class Service:
         self.outbox = Outbox(store, self.channels.owner_of, settings.assistant_name, _MAIN_JID)
         self._store = store
         self._registry = registry
+        self._runtime = runtime
         self._groups: dict[str, Group] = {}
         self._settling: dict[int, asyncio.Future[str | None]] = {}
         self._queue: GroupQueue | None = None
@@ -163,7 +171,7 @@ class Service:
         async with AsyncExitStack() as stack:
             stack.enter_context(home_lock(settings.home))
             store = await stack.enter_async_context(Store.open(settings.home / "pynchy.db"))
-            service = cls(settings, store, registry, demo, channels)
+            service = cls(settings, store, registry, runtime, demo, channels)
             gateway = await stack.enter_async_context(ModelGateway.open(upstream))
             egress = Egress(store.destinations, settings.network_bytes_a_day)
             stack.callback(egress.close)
@@ -249,11 +257,34 @@ class Service:
     async def on_message(self, message: NewMessage) -> int | None:
         """Store a message and wake its group; returns once it is durable. None: it was there already."""
         reached("received")
-        row_id = await self._store.add_message(message)
+        group = self._groups.get(message.chat_jid)
+        answer = await self._answer_itself(message.content, group) if group else None
+        row_id = await self._store.add_message(message, answer)
         reached("committed")
+        if answer is not None:
+            self.outbox.wake()
+            return row_id
         if row_id is not None and message.chat_jid in self._groups and self._queue:
             self._queue.wake(message.chat_jid)
         return row_id
+
+    async def _answer_itself(self, text: str, group: Group) -> str | None:
+        """What the host says to a message that no agent is to see; None where one is. Main hears of all groups."""
+        if text.strip().lower() != "/status":
+            return None
+        return "\n".join(await self.status(None if group.is_main else group))
+
+    async def status(self, group: Group | None = None) -> list[str]:
+        """How the service is, in lines of text; of one group or of all."""
+        return Status(
+            self._runtime.name,
+            [group] if group else list(self._groups.values()),
+            frozenset(self.groups_running),
+            frozenset(await self._store.chats_with_pending()),
+            self.settings.max_concurrent_containers,
+            await self._store.destinations.today(group.folder if group else None),
+            [] if group else self.reports.troubles(),
+        ).lines()
 
     async def on_chat_metadata(self, jid: str, name: str) -> None:
         """Remember that a chat exists and what it is called."""

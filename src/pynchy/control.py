@@ -6,6 +6,7 @@ operation. The command line is the client.
     hello                  -> {"event": "hello", "demo", "pid", "version"}
     ask {group, text}      -> text events, then {"event": "settled", "error"}
     chat {group}           -> text events for as long as the client stays; its lines {"say": TEXT} go in
+    status                 -> {"event": "status", "lines"}
     plugins                -> {"event": "plugins", "records"}
     groups                 -> {"event": "groups", "groups", "chats"}
     add-group {group}, set-group {group}
@@ -114,6 +115,10 @@ class Behind(Protocol):
         """What discovery found."""
         ...
 
+    async def status(self) -> list[str]:
+        """How the service is, in lines of text."""
+        ...
+
     def registered_groups(self) -> Mapping[str, Group]:
         """Every group by its jid."""
         ...
@@ -198,6 +203,7 @@ class ControlServer:
             "hello": self._hello,
             "ask": self._ask,
             "chat": self._chat,
+            "status": self._status,
             "plugins": self._plugins,
             "groups": self._groups,
             "add-group": self._add_group,
@@ -210,6 +216,9 @@ class ControlServer:
 
     async def _hello(self, peer: Peer, request: dict[str, Any]) -> None:
         await peer.send(event="hello", demo=self._service.demo, pid=os.getpid(), version=__version__)
+
+    async def _status(self, peer: Peer, request: dict[str, Any]) -> None:
+        await peer.send(event="status", lines=await self._service.status())
 
     async def _plugins(self, peer: Peer, request: dict[str, Any]) -> None:
         await peer.send(event="plugins", records=self._service.plugin_records())

@@ -65,6 +65,11 @@ class PluginReports:
         if notice:
             self._wake_outbox()
 
+    def troubles(self) -> list[str]:
+        """Each part that does not work, in words."""
+        lines = (_in_words(plugin, part, trouble) for (plugin, part), trouble in self._last.items() if trouble)
+        return sorted(line.removeprefix("- ") for line in lines)
+
     def by_plugin(self) -> dict[str, dict[str, str]]:
         """The troubles by plugin and part; an empty one means that the part works."""
         return by_plugin((plugin, part, trouble) for (plugin, part), trouble in self._last.items())

@@ -206,8 +206,11 @@ class Store:
 
     # --- messages in ----------------------------------------------------------------------------------------
 
-    async def add_message(self, message: NewMessage) -> int | None:
-        """Store a message as pending and return its row id; None where it was stored before."""
+    async def add_message(self, message: NewMessage, answer: str | None = None) -> int | None:
+        """Store a message and return its row id; None where it was stored before.
+
+        It is pending, or with an `answer`, which is then queued as a notice, done.
+        """
         values = (
             message.chat_jid,
             _key(message.id),
@@ -227,6 +230,9 @@ class Store:
                 " ON CONFLICT (chat_jid, message_id) DO NOTHING RETURNING id",
                 values,
             ).fetchone()
+            if row and answer is not None:
+                outbox_id = _enqueue(db, message.chat_jid, answer, "notice")
+                db.execute("UPDATE messages SET state = 'done', answered_by = ? WHERE id = ?", (outbox_id, row[0]))
             return row[0] if row else None
 
         return await self._db.write(add)

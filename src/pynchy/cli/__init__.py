@@ -111,6 +111,12 @@ def _plugins_why(given: argparse.Namespace) -> int:
     return plugin_list.why()
 
 
+def _status(given: argparse.Namespace) -> int:
+    from pynchy.cli import status
+
+    return status.show()
+
+
 def _groups_list(given: argparse.Namespace) -> int:
     from pynchy.cli import groups
 
@@ -151,6 +157,7 @@ _COMMANDS = {
     "run": "Run the service until it is stopped (Ctrl-C).",
     "chat": "Chat in the terminal; starts a service for as long where none runs.",
     "ask": "Send one message and print the answer.",
+    "status": "How the running service is: agents at work, and where they connect to.",
     "doctor": "Say what is wrong, and the command that mends it.",
     "plugins": "The installed plugins.",
     "groups": "The chats that are answered, and what each may have.",
@@ -172,6 +179,7 @@ def _parser(with_plugins: bool) -> argparse.ArgumentParser:
         if name == "ask":
             one.add_argument("text", help="the message")
             one.add_argument("--timeout", type=_seconds, default=600, help="seconds to wait for the answer (600)")
+    commands.add("status", _status)
     commands.add("doctor", _doctor)
     _plugins(commands)
     _groups(commands)
