@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from internet import PUBLIC, Internet
-from support import until
+from support import own_addresses, until
 from wall import wall
 
 from agent_runner.host_link import HostLink
@@ -236,18 +235,6 @@ async def test_of_a_names_addresses_only_the_public_ones_are_tried(world: World,
     async with standing(world, echo), link.tunnel() as tunnel:
         await tunnel.open("mixed.example", 80)
     assert world.internet.dialled == [(PUBLIC, 80)]
-
-
-def own_addresses() -> list[str]:
-    """The addresses of this machine by which others reach it."""
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((PUBLIC, 9))
-            found.append(probe.getsockname()[0])
-        except OSError:
-            pass
-    return found
 
 
 async def test_the_machines_own_address_is_refused_even_where_it_is_public(

@@ -483,7 +483,7 @@ def options(args: list[str]) -> dict[str, list[str]]:
     words = iter(args[1:-1])
     for word in words:
         assert word.startswith("--"), f"{word} is no option"
-        flag = word in ("--rm", "--interactive", "--init", "--read-only")
+        flag = word in ("--rm", "--interactive", "--read-only")
         found.setdefault(word, []).append("yes" if flag else next(words))
     return found
 
@@ -513,7 +513,7 @@ def test_run_args_confine_the_container() -> None:
     assert given["--user"] == ["60999:60998"]
     assert given["--log-driver"] == ["none"]
     assert given["--pull"] == ["never"]
-    assert given["--rm"] == given["--interactive"] == given["--init"] == ["yes"]
+    assert given["--rm"] == given["--interactive"] == ["yes"]
     assert given["--name"] == ["pynchy-x-main-1"]
     assert (given["--memory"], given["--memory-swap"]) == (["123000000"], ["123000000"])
     assert (given["--cpus"], given["--pids-limit"]) == (["1.5"], ["99"])
@@ -528,7 +528,7 @@ def test_run_args_confine_the_container() -> None:
     assert tmp.startswith("/tmp:")
     for disk in (home, tmp):
         assert {"nosuid", "nodev", "size=1g", "mode=1777"} <= set(disk.partition(":")[2].split(","))
-    assert not {"--privileged", "--volume", "--cap-add", "--device", "--pid", "--ipc"} & set(given)
+    assert not {"--init", "--privileged", "--volume", "--cap-add", "--device", "--pid", "--ipc"} & set(given)
 
 
 def test_a_limit_that_is_none_is_left_out() -> None:

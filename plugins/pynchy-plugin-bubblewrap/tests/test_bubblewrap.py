@@ -146,7 +146,7 @@ def test_it_steps_aside_where_bwrap_is_no_program(dead_docker: None, tmp_path: P
     (tmp_path / "bin/bwrap").write_bytes(b"\x7fELF is not enough")
     (tmp_path / "bin/bwrap").chmod(0o755)
     runtime = BubblewrapRuntime()
-    runtime.cli = str(tmp_path / "bin/bwrap")
+    runtime.bwrap = str(tmp_path / "bin/bwrap")
     with pytest.raises(RuntimeUnavailable, match="does not work"):
         runtime.ensure_running()
 

@@ -109,7 +109,7 @@ def _runtime(registry: PluginRegistry) -> list[Finding]:
     ranking = ", ".join(f"{one.name} ({one.priority})" for one in runtime_candidates(registry))
     why = f"CONTAINER_RUNTIME={override}" if override else f"best of {ranking}"
     skipped = [f"{record.name} {record.note}" for record in registry.records if record.note]
-    findings = [Finding("runtime", "; ".join([f"{runtime.name}, {why}", *skipped]))]
+    findings = [Finding("runtime", "; ".join([f"{runtime.name}, {why}", _limits(runtime), *skipped]))]
     try:
         runtime.ensure_running()
     except RuntimeUnavailable as error:
@@ -120,6 +120,14 @@ def _runtime(registry: PluginRegistry) -> list[Finding]:
     except RuntimeUnavailable as error:
         return [*findings, Finding("image", str(error.args[0]), error.remedy)]
     return [*findings, *_image(runtime, registry)]
+
+
+def _limits(runtime: ContainerRuntime) -> str:
+    supported = getattr(runtime, "supports", frozenset())
+    kept = [name for name in ("memory", "cpus", "pids") if name in supported]
+    missing = [name for name in ("memory", "cpus", "pids") if name not in supported]
+    words = f"limits {', '.join(kept)}" if kept else ""
+    return "; ".join([words] * bool(words) + [f"NO LIMIT on {', '.join(missing)}"] * bool(missing))
 
 
 def _image(runtime: ContainerRuntime, registry: PluginRegistry) -> list[Finding]:

@@ -58,7 +58,7 @@ class OciRuntime:
 
         It has no network but where the spec says so.
         """
-        args = ["run", "--rm", "--interactive", "--init", "--pull", "never", "--name", spec.container_name]
+        args = ["run", "--rm", "--interactive", "--pull", "never", "--name", spec.container_name]
         args += ["--network", spec.network, "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         # The default driver would write every byte of the wire to the host's disk.
         args += ["--log-driver", "none", "--read-only", *self.engine_args(spec)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,12 @@ def _system_prompt(given: ContainerInput) -> str:
 
 
 def _read_memory(path: Path) -> str:
+    """What the agent has written down, in so far as it is a file: opening a pipe would wait for ever."""
     try:
-        with path.open("rb") as file:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open already
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return ""
             return file.read(_MAX_MEMORY_BYTES).decode("utf-8", "replace").strip()
     except OSError:
         return ""

