@@ -23,6 +23,7 @@ from pynchy.agent_plugins import AgentPlugins, plugin_parts
 from pynchy.app import AlreadyRunning, Service
 from pynchy.channels.terminal import terminal_jid
 from pynchy.control import ControlError
+from pynchy.runtime import DockerRuntime
 from pynchy.types import Group, NewMessage
 
 pytestmark = pytest.mark.anyio
@@ -286,3 +287,48 @@ def test_a_container_of_a_service_that_was_killed_is_removed_by_the_next_one(
     finally:
         with suppress(Exception):
             docker.stop(foreign)
+
+
+# --- an engine that is ill ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sick_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DockerRuntime]:
+    """A Docker whose program runs these lines of shell."""
+
+    def sick(lines: str) -> DockerRuntime:
+        directory = tmp_path / "sick"
+        directory.mkdir()
+        info = '{"ServerVersion": "28.0.0", "Architecture": "x86_64"}'
+        (directory / "docker").write_text(f"#!/bin/sh\n[ $1 != info ] || {{ echo '{info}'; exit; }}\n{lines}\n")
+        (directory / "docker").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+        monkeypatch.setenv("PYNCHY_START_TIMEOUT", "0.5")
+        monkeypatch.setenv("PYNCHY_RETRY_PAUSE", "0.01")
+        monkeypatch.setenv("PYNCHY_ATTEMPTS", "2")
+        monkeypatch.setattr("pynchy.plugin._oci._ANSWERS_WITHIN", 0.3)
+        return DockerRuntime()
+
+    return sick
+
+
+async def test_an_engine_that_hangs_ends_in_a_notice(
+    sick_docker: Callable[[str], DockerRuntime], start_service: StartService
+) -> None:
+    async with start_service(sick_docker("exec sleep 300")) as service:
+        chat = Chat(service)
+        assert await chat.say("hello") == "it was not ready within 0.5 s"
+        assert chat.texts.get_nowait() == (
+            "I could not answer: it was not ready within 0.5 s. I tried 2 times, and nothing was done. "
+            "Send it again to have me try again."
+        )
+
+
+async def test_an_engine_that_starts_nothing_says_why(
+    sick_docker: Callable[[str], DockerRuntime], start_service: StartService
+) -> None:
+    runtime = sick_docker("echo 'docker: Error response from daemon: invalid mount config.' >&2; exit 125")
+    async with start_service(runtime) as service:
+        error = await Chat(service).say("hello")
+    assert error is not None
+    assert "docker: Error response from daemon: invalid mount config." in error

@@ -137,7 +137,7 @@ class AgentRun:
                 output = await self._results.get()
         except TimeoutError:
             await self.stop()
-            raise AgentFailed(f"it gave no answer within {self._limits.answer:.0f} s") from None
+            raise AgentFailed(f"it gave no answer within {self._limits.answer:g} s") from None
         if output is None:
             self._results.put_nowait(None)  # every further call fails as well
             raise AgentFailed((self._failure or "it ended")[:_MAX_REASON], self._reported)
@@ -201,7 +201,7 @@ class AgentRun:
                 wait.cancel()
         if not done:
             await self.stop()
-            raise AgentFailed(f"it was not ready within {self._limits.start:.0f} s")
+            raise AgentFailed(f"it was not ready within {self._limits.start:g} s")
 
     # --- what the agent says (AgentListener) ----------------------------------------------------------------
 

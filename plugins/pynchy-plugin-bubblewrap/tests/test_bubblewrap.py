@@ -142,6 +142,15 @@ def test_it_steps_aside_where_no_sandbox_starts(dead_docker: None, program: Call
     assert reason(BubblewrapPlugin()).startswith("no sandbox can start here (setting up uid map); ")
 
 
+def test_apparmor_is_named_where_it_forbids_namespaces(
+    dead_docker: None, program: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "restricted").write_text("1\n")
+    monkeypatch.setattr("pynchy_plugin_bubblewrap.runtime._APPARMOR", tmp_path / "restricted")
+    program("bwrap", '[ "$1" != --version ] || { echo bubblewrap 0.9.0; exit; }; echo "setting up uid map" >&2; exit 1')
+    assert "AppArmor forbids unprivileged user namespaces here: " in reason(BubblewrapPlugin())
+
+
 def test_it_steps_aside_where_bwrap_is_no_program(dead_docker: None, tmp_path: Path) -> None:
     (tmp_path / "bin/bwrap").write_bytes(b"\x7fELF is not enough")
     (tmp_path / "bin/bwrap").chmod(0o755)
@@ -352,6 +361,29 @@ def group(folder: Path) -> VolumeMount:
 
 
 # --- what is inside ---------------------------------------------------------------------------------------------------
+
+
+def test_proc_tells_nothing_of_the_machine_and_dev_has_no_device_of_it(host: Host) -> None:
+    code = """
+import json, os
+told = []
+for name in ("kcore", "keys", "timer_list", "sched_debug", "acpi/wakeup", "scsi/scsi"):
+    try:
+        told += [name] if open("/proc/" + name, "rb").read(100) else []
+    except OSError:
+        pass
+devices = sorted(one for one in os.listdir("/dev"))
+own = ("/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/proc/acpi")
+writable = [path for path in own if os.access(path, os.W_OK)]
+print(json.dumps([told, devices, writable]))
+"""
+    told, devices, writable = host.run(code)
+    assert told == []
+    assert writable == []
+    assert set(devices) <= {
+        *("console", "core", "fd", "full", "null", "ptmx", "pts", "random", "shm"),
+        *("stderr", "stdin", "stdout", "tty", "urandom", "zero"),
+    }
 
 
 def test_nothing_of_the_hosts_files_is_there_but_programs_and_mounts(host: Host) -> None:

@@ -22,6 +22,8 @@ AGENT_HOME = "/home/agent"
 #: On the image: which agent.lock it was built from, and what of plugins it has.
 _LOCK_LABEL = "io.pynchy.agent-lock"
 _PACKAGES_LABEL = "io.pynchy.plugin-packages"
+#: How long the command line may take for anything but running a container, and a container to end, in seconds.
+_ANSWERS_WITHIN = 30.0
 #: What the kernel calls a processor, and what images do.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -92,7 +94,7 @@ class OciRuntime:
 
     def stop(self, name: str) -> None:
         """Kill the container and return once it is gone; RuntimeUnavailable where that cannot be seen."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + _ANSWERS_WITHIN
         while True:
             # It may be gone already, or another removal may be under way: what counts is what is left.
             self.command("rm", "--force", name, check=False)
@@ -193,7 +195,7 @@ class OciRuntime:
 
     # --- the command line -----------------------------------------------------------------------------------
 
-    def command(self, *args: str, timeout: float = 30, check: bool = True) -> str:
+    def command(self, *args: str, timeout: float | None = None, check: bool = True) -> str:
         """Run the command line and return its stdout; RuntimeUnavailable where it fails or hangs."""
         done = self._run(*args, timeout=timeout)
         if check and done.returncode:
@@ -203,7 +205,8 @@ class OciRuntime:
     def _failed(self, verb: str, words: str) -> RuntimeUnavailable:
         return RuntimeUnavailable(f"`{self.cli} {verb}` failed: {words.strip()[-300:]}", f"see `{self.cli} {verb}`")
 
-    def _run(self, *args: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    def _run(self, *args: str, timeout: float | None) -> subprocess.CompletedProcess[str]:
+        timeout = timeout or _ANSWERS_WITHIN
         try:
             return subprocess.run(
                 [self.cli, *args],

@@ -23,6 +23,8 @@ _NAME_VARIABLE = "PYNCHY_CONTAINER"
 #: What of /etc programs need to start, find their libraries, trust certificates and tell the time.
 _ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ca-certificates", "pki", "localtime")
 _MEMORY_DISK_BYTES = 1024**3
+#: Says 1 where AppArmor lets only programs with a profile make user namespaces (Ubuntu 24.04 and newer).
+_APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
 #: What of /proc tells of the machine rather than of the sandbox (Docker hides the same).
 _MACHINE = ("acpi", "asound", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats")
 
@@ -292,9 +294,8 @@ def _outermost(process: Path) -> bool:
 
 def _cause() -> str:
     """The likeliest reason why namespaces are refused, and what to do about it."""
-    restricted = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
     try:
-        if restricted.read_text().strip() == "1":
+        if _APPARMOR.read_text().strip() == "1":
             return (
                 "AppArmor forbids unprivileged user namespaces here: install the distribution's bubblewrap "
                 "package and allow it in an AppArmor profile, or use Docker"
