@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 
-from benchmarks import fairness, messages, plugins, scale, shutdown, startup, throughput
+from benchmarks import fairness, messages, plugins, runtimes, scale, shutdown, startup, throughput
 from benchmarks.table import Row, markdown
 from pynchy.cli.output import configure_logging
 from pynchy.config import MODEL_VARIABLES
@@ -25,6 +25,9 @@ def main(only: list[str]) -> None:
         for runtime in _runtimes():
             rows += asyncio.run(messages.measure(runtime, PluginRegistry(), runtime.name))
             rows += asyncio.run(messages.measure(runtime, _example(), f"{runtime.name}, with an MCP plugin"))
+    if not only or "runtimes" in only:
+        for runtime in _runtimes():
+            rows += asyncio.run(runtimes.measure(runtime))
     if not only or "startup" in only:
         rows += startup.measure()
     if not only or "plugins" in only:

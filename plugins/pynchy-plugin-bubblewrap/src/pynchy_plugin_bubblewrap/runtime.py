@@ -20,6 +20,7 @@ _HOME = "/home/agent"
 #: Where every sandbox sees the agent's environment, as in the image.
 ENVIRONMENT_PATH = "/opt/agent-env"
 _NAME_VARIABLE = "PYNCHY_CONTAINER"
+_PROGRAM = "/opt/pynchy"
 #: What of /etc programs need to start, find their libraries, trust certificates and tell the time.
 _ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ca-certificates", "pki", "localtime")
 _MEMORY_DISK_BYTES = 1024**3
@@ -104,7 +105,7 @@ class BubblewrapRuntime:
             args += _bind("--ro-bind" if mount.readonly else "--bind", mount.host_path, mount.container_path)
         # Last, for it would forbid the mount points above: nothing but the mounts can be written.
         args += ["--remount-ro", "/", "--chdir", "/"]
-        args += [*_drop_privileges(spec), f"{ENVIRONMENT_PATH}/bin/python3", "/opt/pynchy"]
+        args += [*_drop_privileges(spec), f"{ENVIRONMENT_PATH}/bin/python3", _PROGRAM, spec.container_name]
         return self._limits.args(spec, args)
 
     def list_running_containers(self, prefix: str = "pynchy-") -> list[str]:
@@ -174,6 +175,9 @@ def _sandbox(spec: RunSpec) -> list[str]:
     else:
         uid, gid = _agent_user(None)
         args += ["--unshare-user", "--disable-userns", "--uid", str(uid), "--gid", str(gid), "--cap-drop", "ALL"]
+        # Else bwrap itself would be the first process inside: the agent's user, with the wire as its stdin and stdout.
+        # (Root's bwrap is another user's, and must stay: the kernel forgets to end a process that changes its user.)
+        args += ["--as-pid-1"]
     args += ["--clearenv"]
     env = {
         "PATH": f"{ENVIRONMENT_PATH}/bin:/usr/local/bin:/usr/bin:/bin",
@@ -273,13 +277,20 @@ def _sandboxes() -> list[tuple[int, str]]:
             continue
         try:
             words = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-            if Path(words[0]).name != "bwrap" or _NAME_VARIABLE not in words or not _outermost(entry):
-                continue
+            if (name := _name_in(words)) and _outermost(entry):
+                found.append((int(entry.name), name))
         except OSError:
             continue
-        else:
-            found.append((int(entry.name), words[words.index(_NAME_VARIABLE) + 1]))
     return found
+
+
+def _name_in(words: list[str]) -> str:
+    """The sandbox that a process with this command line is part of, if it is what it says."""
+    if Path(words[0]).name == "bwrap" and _NAME_VARIABLE in words:
+        return words[words.index(_NAME_VARIABLE) + 1]
+    if words[1:2] == [_PROGRAM]:
+        return words[2]
+    return ""
 
 
 def _outermost(process: Path) -> bool:
