@@ -13,6 +13,8 @@ PYTHON ?= python3
 
 manifests := pyproject.toml $(wildcard plugins/*/pyproject.toml examples/*/pyproject.toml)
 packages := $(patsubst %/pyproject.toml,%,$(manifests:%=./%))
+# Podman and Apple's container would take over as soon as they are installed: that is the user's to say.
+installed := $(filter-out %-podman %-apple-container,$(packages))
 
 # Without --python, uv would follow the shell's VIRTUAL_ENV.
 install = .venv/bin/uv pip install --quiet --no-config --python .venv/bin/python
@@ -46,7 +48,7 @@ usable := $(shell [ -x .venv/bin/uv ] && [ -x .venv/bin/python ] && \
 .venv/.stamp-host: .venv/.stamp-venv requirements/host.lock $(manifests)
 	@echo "Installing Pynchy and the $$(grep -c '^[^ #].*==' requirements/host.lock) packages of requirements/host.lock ..."
 	@$(install) --require-hashes --requirement requirements/host.lock
-	@$(install) --no-deps --no-build-isolation $(packages:%=--editable %)
+	@$(install) --no-deps --no-build-isolation $(installed:%=--editable %)
 	@touch $@
 
 .venv/.stamp-dev: .venv/.stamp-host requirements/dev.lock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 from benchmarks import fairness, messages, plugins, runtimes, scale, shutdown, startup, throughput
 from benchmarks.table import Row, markdown
@@ -48,6 +49,7 @@ def main(only: list[str]) -> None:
 
 def _runtimes() -> list[ContainerRuntime]:
     found: list[ContainerRuntime] = []
+    sys.path += [str(path) for path in (Path(__file__).parents[1] / "plugins").glob("*/src")]  # installed or not
     try:
         docker = DockerRuntime()
         docker.check_image(agent_image())
@@ -63,6 +65,14 @@ def _runtimes() -> list[ContainerRuntime]:
         found.append(bubblewrap)
     except (ImportError, RuntimeUnavailable) as error:
         print(f"without bubblewrap: {error}", file=sys.stderr)
+    try:
+        from pynchy_plugin_podman.runtime import PodmanRuntime
+
+        podman = PodmanRuntime()
+        podman.check_image(agent_image())
+        found.append(podman)
+    except RuntimeUnavailable as error:
+        print(f"without podman: {error}", file=sys.stderr)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Starting agents, one and ten at once, and their way to the internet, on each runtime, beside what each costs at least."""
+"""Starting agents, one and ten at once, and their way to the internet, beside what it costs at least."""
 
 from __future__ import annotations
 
@@ -94,10 +94,8 @@ async def measure(runtime: ContainerRuntime) -> list[Row]:
         await asyncio.gather(*(_first_line(runtime, home, nothing, b"") for _ in range(AT_ONCE)))
         ten_bare = time.perf_counter() - began
     name, floor = runtime.name, "container with python alone"
-    rows = [Row(f"container start -> the agent's first frame, {name}", median(frames), median(bare), floor, 2)]
-    rows.append(
-        Row(f"ten chats at once -> all answered, {name}", await _ten(runtime), ten_bare, f"ten times {floor}", 3)
-    )
+    rows = [Row(f"container start -> the agent's first frame, {name}", median(frames), median(bare), floor)]
+    rows.append(Row(f"ten chats at once -> all answered, {name}", await _ten(runtime), ten_bare, f"ten times {floor}"))
     return rows + await _way_out(runtime)
 
 

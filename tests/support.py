@@ -59,7 +59,23 @@ def bubblewrap_runtime() -> ContainerRuntime:
     return runtime
 
 
-RUNTIMES: dict[str, Callable[[], ContainerRuntime]] = {"docker": docker_runtime, "bubblewrap": bubblewrap_runtime}
+def podman_runtime() -> ContainerRuntime:
+    """Podman with an agent image, or a skip."""
+    from pynchy_plugin_podman.runtime import PodmanRuntime
+
+    runtime = PodmanRuntime()
+    try:
+        runtime.check_image(agent_image())
+    except RuntimeUnavailable as error:
+        missing("podman", str(error))
+    return runtime
+
+
+RUNTIMES: dict[str, Callable[[], ContainerRuntime]] = {
+    "docker": docker_runtime,
+    "bubblewrap": bubblewrap_runtime,
+    "podman": podman_runtime,
+}
 
 
 def pynchy(*args: str, env: dict[str, str] | None = None, typed: str = "") -> subprocess.CompletedProcess[str]:

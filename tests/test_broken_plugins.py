@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from broken_plugins import FAULTS, GOOD, KILLERS, ODD, Fault
 from environments import Environment, build, distribution
-from support import REPOSITORY, bubblewrap_runtime
+from support import REPOSITORY, bubblewrap_runtime, docker_runtime
 
 from pynchy.plugin import State
 
@@ -130,3 +130,36 @@ def test_the_host_answers_beside_them(start: Start, tmp_path: Path) -> None:
     done = start.environment.start(*ask, '/tool mcp__good__greet {"name": "Ada"}', **env)
     assert done.stdout == "Hello, Ada! The plugin good is well.\n", done.stderr
     assert done.returncode == 0
+
+
+_RUNTIME = """
+class Runtime(OciRuntime):
+    name = cli = NAME
+    def ensure_running(self): raise SystemExit("never")
+class Plugin(RuntimePlugin):
+    name = NAME
+    priority = 99
+    def create_runtime(self): {body}
+"""
+
+
+@pytest.mark.docker
+def test_docker_by_name_works_beside_them_and_beside_runtimes_that_are_broken(start: Start, tmp_path: Path) -> None:
+    docker_runtime()  # or a skip
+    bodies = {
+        "raising": "raise MemoryError",
+        "useless": "return 3",
+        "exiting": "raise SystemExit",
+        "sick": "return Runtime()",
+    }
+    for name, body in bodies.items():
+        fault = Fault(State.READY, "register", "", "", _RUNTIME.format(body=body))
+        start.environment.install("-e", str(fault.write(tmp_path / name, name)))
+    try:
+        ask = ("-m", "pynchy", "ask", "--demo", "--timeout", "60", "hello")
+        env = {"PYNCHY_HOME": start.home, "CONTAINER_RUNTIME": "docker"}
+        done = start.environment.start(*ask, **env)
+        assert (done.returncode, done.stdout) == (0, "You said: hello\n"), done.stderr
+    finally:
+        for name in bodies:
+            start.environment.uninstall(f"pynchy-plugin-{name}")

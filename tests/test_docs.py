@@ -13,7 +13,12 @@ import pytest
 import uv
 from support import REPOSITORY, RUNTIMES, pynchy
 
+from pynchy import egress
 from pynchy.config import Settings
+from pynchy.destinations import Destination
+from pynchy.status import Status
+from pynchy.tunnel import MAX_TUNNELS, WINDOW
+from pynchy.types import Group
 
 PAGES = sorted(
     path
@@ -58,6 +63,49 @@ def test_a_make_target_in_the_readme_exists_and_is_listed(target: str) -> None:
     subprocess.run(["make", "-n", target], cwd=REPOSITORY, check=True, capture_output=True)
     listed = subprocess.run(["make", "help"], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
     assert re.search(rf"^make {target} ", listed, re.MULTILINE)
+
+
+def sh_commands(beginning: str) -> list[str]:
+    """Every command in a shell block of a page that begins so, without its comment."""
+    found = (line for page in PAGES for block in blocks(page.read_text(), "sh") for line in block.splitlines())
+    tables = (cell for page in PAGES for cell in re.findall(r"\| `([^`]+)`", page.read_text()))
+    return sorted(
+        {shlex.join(shlex.split(one, comments=True)) for one in (*found, *tables) if one.startswith(beginning)}
+    )
+
+
+@pytest.mark.parametrize("command", sh_commands("pynchy groups set "))
+def test_a_setting_of_a_group_can_be_made_as_it_is_written(command: str) -> None:
+    folder = shlex.split(command)[3]
+    assert pynchy("groups", "add", "pigeon:loft", folder).returncode == 0
+    # Which plugins there are is another machine's affair.
+    done = pynchy(*shlex.split(command.replace("agenda,notes", "hello"))[1:])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{folder} has ")
+
+
+def test_the_status_on_the_page_of_the_network_is_what_is_said() -> None:
+    (block,) = blocks((REPOSITORY / "docs/network.md").read_text(), "console")
+    ((command, output),) = exchanges(block)
+    assert command == "pynchy status"
+    why = "10.0.0.1 is no public address of the internet, and no policy opens another"
+    seen = [
+        Destination("main", "example.com", 443, 2, 0, 1100, 20_400, ""),
+        Destination("main", "10.0.0.1", 80, 0, 1, 0, 0, why),
+    ]
+    main = Group("terminal:main", "main", "main")
+    status = Status("docker", [main], frozenset({main.jid}), frozenset(), 5, seen)
+    assert output.splitlines() == status.lines()
+
+
+def test_the_limits_on_the_page_of_the_network_are_those_of_the_code() -> None:
+    page = (REPOSITORY / "docs/network.md").read_text()
+    assert f"| connections of one agent at once | {MAX_TUNNELS}; " in page
+    assert f"| new ones | {egress._BURST} at once, then {egress._EACH_SECOND:.0f} a second |" in page
+    assert f"| {egress._RESOLVE_WITHIN:.0f} s, {egress._CONNECT_WITHIN:.0f} s |" in page
+    assert f"window of {WINDOW // 1024} KiB" in page
+    assert (egress._IDLE_FOR, egress._HALF_OPEN_FOR) == (600, 60)
+    assert Settings.model_fields["network_bytes_a_day"].default == 10 * 1024**3
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))

@@ -237,9 +237,10 @@ async def test_a_fork_bomb_ends_in_its_container_and_the_host_goes_on(
     async with hostile(runtime, start_service) as service:
         await limited(service, pids=150)
         chat = Chat(service)
-        made = await result(chat, "fork")
-        assert 0 < made < 150
-        assert await chat.ask("and now?") == "You said: and now?"
+        # The agent itself may be what finds no room for another thread, and end.
+        await chat.say(bash(f"python3 -P - <<'END'\n{(PROGRAMS / 'fork.py').read_text()}\nEND"))
+        assert 0 < int((secrets / "home/groups/main/made").read_text()) < 150
+        assert await Chat(service).ask("and now?") == "You said: and now?"
     assert runtime.list_running_containers(service.container_prefix) == []
 
 

@@ -11,7 +11,10 @@ import pytest
 from environments import Environment, build, project
 from support import REPOSITORY
 
-PLUGINS = [REPOSITORY / "plugins/pynchy-plugin-bubblewrap", REPOSITORY / "examples/pynchy-plugin-hello"]
+PLUGINS = [
+    *(REPOSITORY / f"plugins/pynchy-plugin-{name}" for name in ("apple-container", "bubblewrap", "podman")),
+    REPOSITORY / "examples/pynchy-plugin-hello",
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +113,10 @@ def test_our_own_plugins_are_discovered_from_their_wheels(environment: Environme
         environment.install(str(build(directory, "wheel", tmp_path)))
     try:
         assert {name: record["state"] for name, record in environment.records().items()} == {
+            "apple-container": "ready",
             "bubblewrap": "ready",
             "hello": "ready",
+            "podman": "ready",
         }
         code = (
             "import sys; from pathlib import Path; from pynchy.agent_plugins import plugin_parts; "

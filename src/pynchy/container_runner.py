@@ -13,6 +13,7 @@ import structlog
 
 from pynchy.agent_wire import AgentWire, HostServices
 from pynchy.fault_points import reached
+from pynchy.home import pynchy_home
 from pynchy.plugin import ContainerRuntime, RuntimeUnavailable
 from pynchy.types import ContainerInput, ContainerOutput, RunSpec
 from pynchy.wire import MAX_LINE, PROTOCOL_VERSION, Frame, StreamEnded, WireError, json_frame
@@ -36,7 +37,13 @@ CLIENT_VARIABLES = (
     "DOCKER_CONFIG",
     "DOCKER_CERT_PATH",
     "DOCKER_TLS_VERIFY",
+    # Podman's: without them what is checked and what is run could be two set-ups.
     "CONTAINER_HOST",
+    "CONTAINER_CONNECTION",
+    "CONTAINER_SSHKEY",
+    "CONTAINERS_CONF",
+    "CONTAINERS_STORAGE_CONF",
+    "STORAGE_DRIVER",
 )
 _STDERR_KEPT = 4000  # bytes, the last ones
 _MAX_REASON = 600  # characters
@@ -296,6 +303,7 @@ class AgentRun:
 
 async def spawn(runtime: ContainerRuntime, spec: RunSpec) -> asyncio.subprocess.Process:
     """Start a container, at the end of pipes; OSError and RuntimeUnavailable where that cannot be done."""
+    home = pynchy_home()
     return await asyncio.create_subprocess_exec(
         runtime.cli,
         *_run_args(runtime, spec),
@@ -304,6 +312,7 @@ async def spawn(runtime: ContainerRuntime, spec: RunSpec) -> asyncio.subprocess.
         stderr=asyncio.subprocess.PIPE,
         limit=2 * MAX_LINE,
         env={name: os.environ[name] for name in CLIENT_VARIABLES if name in os.environ},
+        cwd=home if home.is_dir() else "/",  # Podman leaves a file there when an agent runs out of memory
         start_new_session=True,  # a Ctrl-C at the terminal is for us alone
     )
 

@@ -1,6 +1,5 @@
-"""Make processes until no more can be made; they end with this one."""
+"""Make processes until no more can be made, and write down how many; they end with this one."""
 
-import json
 import os
 import time
 
@@ -14,6 +13,7 @@ try:
         made.append(pid)
 except OSError:
     pass
+with open("/workspace/group/made", "w") as file:
+    file.write(str(len(made)))
 for pid in made:
     os.kill(pid, 9)
-print(json.dumps(len(made)))

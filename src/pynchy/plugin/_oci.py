@@ -203,7 +203,9 @@ class OciRuntime:
         return done.stdout
 
     def _failed(self, verb: str, words: str) -> RuntimeUnavailable:
-        return RuntimeUnavailable(f"`{self.cli} {verb}` failed: {words.strip()[-300:]}", f"see `{self.cli} {verb}`")
+        return RuntimeUnavailable(
+            f"`{self.cli} {verb}` failed: {' '.join(words.split())[-300:]}", f"see `{self.cli} {verb}`"
+        )
 
     def _run(self, *args: str, timeout: float | None) -> subprocess.CompletedProcess[str]:
         timeout = timeout or _ANSWERS_WITHIN

@@ -15,6 +15,7 @@ from pynchy.tunnel import MAX_TUNNELS, Tunnel
 from pynchy.wire import MAX_CONCURRENT_CALLS, MAX_LINE, Frame, FrameWriter, json_frame, read_frames
 
 _PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 class HostRefused(Exception):
@@ -25,7 +26,8 @@ def claim_pipes() -> tuple[int, int]:
     """Take stdin and stdout for the wire alone; returns the two descriptors.
 
     Runs before anything else does: whatever is started later finds /dev/null and stderr in their place, and
-    no other process of the container may look into this one's descriptors (prctl(2), PR_SET_DUMPABLE).
+    no other process of the container may look into this one's descriptors, nor gain rights by what it starts
+    (prctl(2), PR_SET_DUMPABLE and PR_SET_NO_NEW_PRIVS).
     """
     read_fd, write_fd = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -33,7 +35,9 @@ def claim_pipes() -> tuple[int, int]:
     os.dup2(2, 1)
     os.close(nothing)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # not every engine can be asked for it
     return read_fd, write_fd
 
 
