@@ -338,9 +338,10 @@ def unavailable(runtime: ContainerRuntime) -> RuntimeUnavailable:
     return failure.value
 
 
-def engine(*options: str, machine: str = "x86_64") -> str:
+def engine(*options: str, **more: Any) -> str:
     """Lines of shell that answer like an engine with these security options."""
-    info = {"ServerVersion": "28.0.0", "Architecture": machine, "SecurityOptions": [f"name={one}" for one in options]}
+    security = [f"name={one}" for one in options]
+    info = {"ServerVersion": "28.0.0", "Architecture": "x86_64", "SecurityOptions": security, **more}
     return f"echo '{json.dumps(info)}'\n"
 
 
@@ -354,6 +355,13 @@ def test_the_user_of_a_rootless_engine_is_root_of_its_containers(stand_in: Any) 
     runtime = DockerRuntime()
     runtime.ensure_running()
     assert options(runtime.run_args(_SPEC))["--user"] == ["0:0"]
+
+
+def test_a_limit_that_the_engine_does_not_keep_is_not_claimed(stand_in: Any) -> None:
+    stand_in(engine(MemoryLimit=False, CpuCfsQuota=True, PidsLimit=False))
+    assert DockerRuntime().supports == {"cpus", "bridge"}
+    stand_in(engine())
+    assert DockerRuntime().supports == {"memory", "cpus", "pids", "bridge"}
 
 
 def test_an_engine_that_maps_users_elsewhere_is_told_not_to(stand_in: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from pynchy.home import container_dir
@@ -21,6 +22,19 @@ def agent_image() -> str:
     return os.environ.get("CONTAINER_IMAGE", "").strip() or DEFAULT_IMAGE
 
 
+#: What an engine says of itself where it keeps a limit; a rootless one often cannot.
+_KEPT = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "pids": "PidsLimit"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """What `docker info` says: the processor, the names of its security options, the limits that it keeps."""
+
+    architecture: str
+    security: frozenset[str] = frozenset()
+    limits: frozenset[str] = frozenset(_KEPT)
+
+
 class DockerRuntime(OciRuntime):
     """Docker: the only runtime in the core."""
 
@@ -29,39 +43,45 @@ class DockerRuntime(OciRuntime):
     build_script = container_dir() / "build.sh"
 
     def __init__(self) -> None:
-        self._engine: tuple[str, frozenset[str]] | None = None
+        self._engine: _Engine | None = None
 
     def ensure_running(self) -> None:
         """Verify that the engine answers, telling apart: not installed, not running, no permission."""
         self._engine = self._ask_engine()
 
+    @property
+    def supports(self) -> frozenset[str]:
+        """The limits that the engine keeps, and a network where one is asked for."""
+        return self._ask().limits | {"bridge"}
+
     def architecture(self) -> str:
         """The processor of the engine's machine, which need not be this one."""
-        return self._ask()[0]
+        return self._ask().architecture
 
     def container_user(self, spec: RunSpec) -> tuple[int, int] | None:
         """The user of a rootless engine is uid 0 of its containers, and every other uid in there nobody's out here."""
-        return (0, 0) if "rootless" in self._ask()[1] else spec.user
+        return (0, 0) if "rootless" in self._ask().security else spec.user
 
     def engine_args(self, spec: RunSpec) -> list[str]:
         """What the engine's own set-up would otherwise keep the agent from: its folder."""
         args = []
-        if "userns" in self._ask()[1]:  # the engine maps all uids elsewhere, so that the folder would be another's
+        if (
+            "userns" in self._ask().security
+        ):  # the engine maps all uids elsewhere, so that the folder would be another's
             args += ["--userns", "host"]
-        if "selinux" in self._ask()[1]:  # else the folder's label would have to be changed for good
+        if "selinux" in self._ask().security:  # else the folder's label would have to be changed for good
             args += ["--security-opt", "label=disable"]
         return args
 
-    def _ask(self) -> tuple[str, frozenset[str]]:
+    def _ask(self) -> _Engine:
         if self._engine is None:
             try:
                 self._engine = self._ask_engine()
             except RuntimeUnavailable:
-                return super().architecture(), frozenset()  # whoever starts a container is told why it cannot be
+                return _Engine(super().architecture())  # whoever starts a container is told why it cannot be
         return self._engine
 
-    def _ask_engine(self) -> tuple[str, frozenset[str]]:
-        """The engine's processor and the names of its security options (`docker info`)."""
+    def _ask_engine(self) -> _Engine:
         if shutil.which(self.cli) is None:
             raise RuntimeUnavailable("Docker is not installed", _install_hint())
         try:
@@ -75,7 +95,8 @@ class DockerRuntime(OciRuntime):
         if info.get("ServerVersion"):
             machine = str(info.get("Architecture"))
             options = {option.partition("name=")[2].partition(",")[0] for option in info.get("SecurityOptions") or ()}
-            return ARCHITECTURES.get(machine, machine), frozenset(options)
+            kept = frozenset(limit for limit, name in _KEPT.items() if info.get(name, True))
+            return _Engine(ARCHITECTURES.get(machine, machine), frozenset(options), kept)
         problem = done.stderr.strip() or "; ".join(info.get("ServerErrors") or ())
         if "permission denied" in problem.lower():
             raise RuntimeUnavailable(

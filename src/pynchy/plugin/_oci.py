@@ -39,7 +39,11 @@ class OciRuntime:
     name: str
     cli: str
     build_script: Path | None = None
-    supports: frozenset[str] = frozenset({"memory", "cpus", "pids", "bridge"})
+
+    @property
+    def supports(self) -> frozenset[str]:
+        """All of them: a subclass whose engine does not always keep a limit says so."""
+        return frozenset({"memory", "cpus", "pids", "bridge"})
 
     def ensure_running(self) -> None:
         """Verify that the command line is installed."""

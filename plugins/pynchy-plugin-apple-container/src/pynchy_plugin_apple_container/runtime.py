@@ -40,7 +40,6 @@ class AppleContainerRuntime(OciRuntime):
     name = "apple"
     cli = "container"
     build_script = Path(__file__).with_name("build.sh")
-    supports = frozenset({"memory", "cpus", "pids", "bridge"})
     #: How long things may take, in seconds. The first start of the services downloads a kernel and a file system.
     answer_within = 20.0
     start_within = 300.0

@@ -77,7 +77,7 @@ class PodmanRuntime(OciRuntime):
             raise _no_subordinate_ids()
 
     @property
-    def supports(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride] - depends on the machine
+    def supports(self) -> frozenset[str]:
         """The limits that this machine really keeps, and `bridge`."""
         return self._ask().limits | {"bridge"}
 
