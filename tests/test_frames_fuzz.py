@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from internet import Internet
 from stored import raw, rows
 from structlog.testing import capture_logs
 from support import CREDENTIAL
@@ -283,6 +284,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A service for all examples of a test."""
     for name, value in {"ATTEMPTS": "1", "RETRY_PAUSE": "0.01", "IDLE_TIMEOUT": "0.01"}.items():
         monkeypatch.setenv(f"PYNCHY_{name}", value)
+    Internet().replace_the_real_one(monkeypatch)  # in which nobody answers
     world = World(tmp_path, tmp_path / "home")
     world.open()
     yield world
@@ -357,6 +359,8 @@ def lists(of: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 
 #: What travels in a frame of each type, and beside it, in words that its reader can make something of ...
+hosts = st.sampled_from(['"example.com"', '"127.0.0.1"', '"nowhere.example"', '"../x"', '""', '"\\ud800"']) | values
+ports = st.sampled_from(["80", "443", "0", "-1", "70000"])
 keys = st.sampled_from(['"u1"', '"u2"', "7", '"\\ud800"'])
 whens = st.sampled_from(["0", "1", "-1", "null", str(2**63 - 1), str(2**63)])
 bodies = {
@@ -371,6 +375,10 @@ bodies = {
     "request": objects(text=texts) | objects(text=values) | anything,
     "http.request": st.just(_ASKED) | anything,
     "http.cancel": st.just(""),
+    "net.open": st.just(""),
+    "net.data": st.just("bytes"),
+    "net.end": st.just(""),
+    "net.close": st.just(""),
     "error": st.just(""),
     "log": st.just(""),
 }
@@ -386,6 +394,7 @@ fields: dict[str, dict[str, st.SearchStrategy[str]]] = {
         "target": targets | values,
         "headers": headers | values,
     },
+    "net.open": {"host": hosts, "port": ports},
     "error": {"reason": values | st.just('"No conversation found with session id x"')},
     "log": {"text": values, "level": values},
 }

@@ -29,10 +29,11 @@ class ContainerRuntime(Protocol):
 
     Optional members, found by attribute: `run_args(spec: RunSpec)` where limits, labels and the user matter, with
     `supports`, a frozenset that says which of them it keeps: `memory`, `cpus`, `pids`, and `bridge` for a network;
-    `stop(name)`, which returns once no process of the container is left; `check_image(image)`, which raises
-    RuntimeUnavailable when an agent could not be started from it; `build_image(image, lock, packages)`, which makes
-    it of the pinned packages in the file `lock`; `image_packages(image)`, which returns the `packages` that it was
-    made with, the requirements of plugins as a frozenset of strings, or None where that is not known.
+    `stop(name)`, which returns once no process of the container is left (its client has been killed before);
+    `check_image(image)`, which raises RuntimeUnavailable when an agent could not be started from it;
+    `build_image(image, lock, packages)`, which makes it of the pinned packages in the file `lock`;
+    `image_packages(image)`, which returns the `packages` that it was made with, the requirements of plugins as a
+    frozenset of strings, or None where that is not known.
     """
 
     name: str

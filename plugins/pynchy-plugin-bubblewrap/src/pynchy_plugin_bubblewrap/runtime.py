@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -98,6 +99,8 @@ class BubblewrapRuntime:
         if spec.network != "none":
             raise RuntimeUnavailable("bubblewrap gives no agent a network of its own", "use another runtime")
         _check_mounts(spec.mounts)
+        if any(name == spec.container_name for _, name in _sandboxes()):
+            raise RuntimeUnavailable(f"a sandbox called {spec.container_name} runs already", "stop it first")
         self._limits.remove()
         args = [self.bwrap, *_sandbox(spec)]
         args += _bind("--ro-bind", str(self._environment.path), ENVIRONMENT_PATH)
@@ -115,7 +118,7 @@ class BubblewrapRuntime:
     def stop(self, name: str) -> None:
         """Kill a sandbox with everything in it and return once it is gone."""
         deadline = time.monotonic() + 10
-        while pids := [pid for pid, found in _sandboxes() if found == name]:
+        while (pids := [pid for pid, found in _sandboxes() if found == name]) or _any_is_ending():
             for pid in pids:
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -124,6 +127,8 @@ class BubblewrapRuntime:
                 except PermissionError:
                     raise RuntimeUnavailable(f"the sandbox {name} belongs to another user", "stop it there") from None
             if time.monotonic() > deadline:
+                if not pids:
+                    break  # what is ending was another's
                 raise RuntimeUnavailable(f"the sandbox {name} does not end", f"see the processes {pids}")
             time.sleep(0.01)
         self._limits.remove(name)
@@ -284,11 +289,25 @@ def _sandboxes() -> list[tuple[int, str]]:
     return found
 
 
+def _any_is_ending() -> bool:
+    """Whether the first process of a namespace has been killed, and the kernel still ends what is left in there.
+
+    Its memory is gone by then, and with that the name.
+    """
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if not (entry / "cmdline").read_bytes():
+                status = (entry / "status").read_text(errors="replace")
+                if re.search(r"^NSpid:\s+\d+\s+1$", status, re.MULTILINE) and "\nState:\tZ" not in status:
+                    return True
+    return False
+
+
 def _name_in(words: list[str]) -> str:
     """The sandbox that a process with this command line is part of, if it is what it says."""
     if Path(words[0]).name == "bwrap" and _NAME_VARIABLE in words:
         return words[words.index(_NAME_VARIABLE) + 1]
-    if words[1:2] == [_PROGRAM]:
+    if len(words) > 2 and words[1] == _PROGRAM:
         return words[2]
     return ""
 
