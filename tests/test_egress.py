@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from internet import PUBLIC, Internet
 from support import own_addresses, until
-from wall import wall
+from wall import Nowhere, wall
 
 from agent_runner.host_link import HostLink
 from agent_runner.network_proxy import network_proxy
@@ -550,11 +550,3 @@ async def test_calls_beyond_what_the_host_takes_at_once_wait_inside() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert await asyncio.gather(*asked) == ["yes"] * 100
-
-
-class Nowhere:
-    """A pipe that takes everything."""
-
-    def write(self, data: bytes, /) -> None: ...
-
-    async def drain(self) -> None: ...

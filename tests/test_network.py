@@ -14,11 +14,17 @@ from pathlib import Path
 import pytest
 import trustme
 from internet import PUBLIC, Internet
+from pynchy_sample.plugin import Shelf
 from support import RUNTIMES, Chat, StartService, pynchy
+from wall import Nowhere
 
+from agent_runner import plugin_hooks
+from agent_runner.host_link import HostLink
+from agent_runner.network_proxy import PROXY_VARIABLES, network_proxy
 from pynchy.app import Service
-from pynchy.plugin import ContainerRuntime, RunSpec
+from pynchy.plugin import ContainerRuntime, PluginRegistry, RunSpec
 from pynchy.testing import ScriptedModel
+from pynchy.wire import FrameWriter
 
 pytestmark = pytest.mark.anyio
 
@@ -115,6 +121,22 @@ async def test_a_program_reaches_what_the_policy_allows_without_any_set_up(
     assert status[3].startswith("  example.com:443: 2 connections today, ")
     assert len(status) == 4
     assert internet.dialled == [(PUBLIC, 80), (PUBLIC, 443), (PUBLIC, 443)]
+
+
+@pytest.mark.bubblewrap
+async def test_a_plugins_server_finds_the_proxy_too(start_service: StartService, internet: Internet) -> None:
+    finding = "for one in /proc/[0-9]*; do tr '\\0' ' ' <$one/environ; echo; done 2>/dev/null | grep SHELF_COLOUR=green"
+    async with start_service(RUNTIMES["bubblewrap"](), PluginRegistry(mcp_servers=[Shelf()])) as service:
+        seen = await Chat(service).ask(f"/tool Bash {json.dumps({'command': finding})}")
+    assert "https_proxy=http://127.0.0.1:" in seen
+
+
+async def test_a_plugins_hooks_find_the_proxy_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with network_proxy(HostLink(FrameWriter(Nowhere()))) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert environment.items() <= plugin_hooks._environment("watch", "/workspace", "/opt/pynchy").items()
+        assert set(environment) == set(PROXY_VARIABLES)
 
 
 # --- tools that know of nothing -----------------------------------------------------------------------------

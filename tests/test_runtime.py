@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import time
 import uuid
@@ -408,6 +409,29 @@ def test_dockers_complaints_are_told_apart(stderr: str, reason: str, remedy: str
     error = unavailable(DockerRuntime())
     assert reason in error.args[0]
     assert remedy in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("system", "command"),
+    [
+        ("darwin", "`open -a Docker`"),
+        ("systemd", "`sudo systemctl start docker`"),
+        ("rootless", "`systemctl --user start docker`"),
+        ("openrc", "`sudo rc-service docker start`"),
+        ("other", "`sudo service docker start`"),
+    ],
+)
+def test_the_command_that_starts_docker_is_this_systems(
+    system: str, command: str, stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(f"echo '{_DEAD}' >&2\nexit 1\n")
+    monkeypatch.setattr("sys.platform", "darwin" if system == "darwin" else "linux")
+    monkeypatch.setattr("pynchy.runtime._SYSTEMD", tmp_path if system in ("systemd", "rootless") else tmp_path / "none")
+    if system == "rootless":
+        monkeypatch.setenv("DOCKER_HOST", f"unix:///run/user/{os.getuid()}/docker.sock")
+    if system == "openrc":
+        (tmp_path / "bin/rc-service").symlink_to("/bin/true")
+    assert command in unavailable(DockerRuntime()).remedy
 
 
 def test_output_that_is_not_utf8_and_a_program_that_is_none_are_complaints_too(stand_in: Any) -> None:

@@ -50,3 +50,11 @@ async def wall(services: Any) -> AsyncIterator[tuple[HostLink, AgentWire]]:
         assert not any(
             isinstance(task.exception(), AssertionError) for task in tasks if task.done() and not task.cancelled()
         )
+
+
+class Nowhere:
+    """A pipe that takes everything."""
+
+    def write(self, data: bytes, /) -> None: ...
+
+    async def drain(self) -> None: ...

@@ -14,6 +14,8 @@ from pynchy.plugin import ContainerRuntime, OciRuntime, PluginRegistry, RunSpec,
 from pynchy.plugin import select_runtime as _select_runtime
 from pynchy.plugin._oci import ARCHITECTURES
 
+#: There where systemd runs the machine (sd_booted(3)).
+_SYSTEMD = Path("/run/systemd/system")
 DEFAULT_IMAGE = "pynchy-agent:latest"
 
 
@@ -120,7 +122,7 @@ def _start_hint() -> str:
         return "start it with `open -a Docker`, or whatever else you have Docker from"
     if os.environ.get("DOCKER_HOST", "").startswith(f"unix:///run/user/{os.getuid()}/"):  # a rootless engine
         return "start it with `systemctl --user start docker`"
-    if Path("/run/systemd/system").is_dir():
+    if _SYSTEMD.is_dir():
         return "start it with `sudo systemctl start docker`"
     if shutil.which("rc-service"):
         return "start it with `sudo rc-service docker start`"

@@ -18,8 +18,10 @@ from agent_runner.host_link import HostLink
 from pynchy.tunnel import Tunnel, TunnelRefused
 
 #: What every HTTP library looks for. Lower case too, because curl reads `http_proxy` alone.
-_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 _DIRECT = "localhost,127.0.0.1,::1"
+#: Everything that `network_proxy` yields.
+PROXY_VARIABLES = (*_VARIABLES, "NO_PROXY", "no_proxy", "NODE_USE_ENV_PROXY", "CLAUDE_CODE_PROXY_RESOLVES_HOSTS")
 #: Headers that concern the hop to this proxy alone (RFC 9110, 7.6.1).
 _HOP = frozenset(
     {b"connection", b"proxy-connection", b"keep-alive", b"proxy-authorization", b"te", b"trailer", b"upgrade"}
@@ -44,7 +46,7 @@ async def network_proxy(link: HostLink) -> AsyncIterator[dict[str, str]]:
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    env = {name: url for variable in _VARIABLES for name in (variable, variable.lower())}
+    env = dict.fromkeys(_VARIABLES, url)
     # Node reads the variables only when it is told to, and Claude would look names up itself, which nobody answers.
     env |= {
         "NO_PROXY": _DIRECT,

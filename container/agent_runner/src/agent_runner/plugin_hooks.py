@@ -20,6 +20,7 @@ from typing import Any
 from claude_agent_sdk import HookMatcher
 
 from agent_runner.hook_process import MAX_LINE
+from agent_runner.network_proxy import PROXY_VARIABLES
 
 #: A hook that has hung so often is left out for the rest of the run.
 _MOST_HANGS = 3
@@ -243,7 +244,9 @@ async def plugin_hooks(
 def _environment(plugin: str, workspace: str, runner: str) -> dict[str, str]:
     return {
         **{
-            name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONDONTWRITEBYTECODE") if name in os.environ
+            name: os.environ[name]
+            for name in ("PATH", "HOME", "LANG", "PYTHONDONTWRITEBYTECODE", *PROXY_VARIABLES)
+            if name in os.environ
         },
         "PYTHONPATH": os.pathsep.join([f"{workspace}/hooks/{plugin}", runner]),
         "PYNCHY_DATA": f"{workspace}/data/{plugin}",
