@@ -61,6 +61,8 @@ def bubblewrap_runtime() -> ContainerRuntime:
 
 def podman_runtime() -> ContainerRuntime:
     """Podman with an agent image, or a skip."""
+    # No checkout has it installed, and what a test starts has not pytest's path.
+    sys.path.append(str(REPOSITORY / "plugins/pynchy-plugin-podman/src"))
     from pynchy_plugin_podman.runtime import PodmanRuntime
 
     runtime = PodmanRuntime()

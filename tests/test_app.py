@@ -275,7 +275,10 @@ def test_a_container_of_a_service_that_was_killed_is_removed_by_the_next_one(
         )
 
         def ours() -> list[str]:
-            return [name for name in docker.list_running_containers() if "-main-" in name]
+            with suppress(sqlite3.Error), sqlite3.connect(f"file:{tmp_path}/home/pynchy.db?mode=ro", uri=True) as db:
+                (installation,) = db.execute("SELECT value FROM meta WHERE key = 'installation_id'").fetchone()
+                return docker.list_running_containers(f"pynchy-{installation}-")
+            return []
 
         asyncio.run(asyncio.wait_for(until(lambda: bool(ours())), 60))
         (left,) = ours()

@@ -26,7 +26,7 @@ from pynchy.app import Service
 from pynchy.cli.output import configure_logging
 from pynchy.config import load_settings
 from pynchy.model_gateway import Upstream
-from pynchy.plugin import ContainerRuntime, PluginRegistry
+from pynchy.plugin import ContainerRuntime, OciRuntime, PluginRegistry
 from pynchy.types import Group, NewMessage
 
 PREFIX = "recording:"
@@ -93,17 +93,19 @@ class Trouble:
 
 def kill(victim: str, runtime: ContainerRuntime, prefix: str) -> int:
     """Kill the containers, their clients, or the CLIs inside, of this process; returns how many there were."""
-    if victim == "container" and runtime.name == "docker":
+    engine = runtime.cli if isinstance(runtime, OciRuntime) else ""
+    if victim == "container" and engine:
         names = runtime.list_running_containers(prefix)
         for name in names:
-            subprocess.run(["docker", "kill", name], capture_output=True)
+            subprocess.run([engine, "kill", name], capture_output=True)
         return len(names)
     clients = children([os.getpid()])
     if victim == "client":
         victims = clients
-    elif runtime.name == "docker":
+    elif engine:
         names = runtime.list_running_containers(prefix)
-        tops = [subprocess.run(["docker", "top", n, "-eo", "pid,comm"], capture_output=True, text=True) for n in names]
+        columns = ["hpid", "comm"] if engine == "podman" else ["-eo", "pid,comm"]
+        tops = [subprocess.run([engine, "top", name, *columns], capture_output=True, text=True) for name in names]
         rows = [line.split() for top in tops for line in top.stdout.splitlines()[1:]]
         victims = [int(pid) for pid, name in rows if name == "claude"]
     else:

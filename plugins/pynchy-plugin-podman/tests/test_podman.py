@@ -777,3 +777,17 @@ def command_lines() -> Iterator[Path]:
         except OSError:
             continue
         yield path
+
+
+def test_a_container_that_goes_while_podman_lists_them_is_no_failure(
+    stand_in: Callable[[str], None], tmp_path: Path
+) -> None:
+    gone = "Error: determining buildah container for container 0123: container not known"
+    stand_in(
+        f'[ "$1" = ps ] || exit 1\n[ -e {tmp_path}/asked ] && {{ echo pynchy-x-one; exit; }}\n'
+        f": >{tmp_path}/asked\necho '{gone}' >&2\nexit 125"
+    )
+    assert PodmanRuntime().list_running_containers("pynchy-x-") == ["pynchy-x-one"]
+    stand_in(f"echo '{gone}' >&2\nexit 125")
+    with pytest.raises(RuntimeUnavailable, match="container not known"):
+        PodmanRuntime().list_running_containers("pynchy-x-")

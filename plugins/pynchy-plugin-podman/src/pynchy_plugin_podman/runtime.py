@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -20,6 +21,11 @@ _KEEPS = {"memory": "memory", "cpu": "cpus", "pids": "pids"}
 _HOSTS = VolumeMount(str(Path(__file__).with_name("hosts")), "/etc/hosts", readonly=True)
 _HOST_NAME = "agent"  # as in that file
 _VAR_TMP = "/var/tmp:rw,nosuid,nodev,mode=1777,size=1g"  # noqa: S108 - inside the container
+
+
+#: What `podman ps` fails with where a container goes while it looks, and how often it is asked.
+_GONE = re.compile(r"container not known|no such container|no container with", re.IGNORECASE)
+_LOOKS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,15 @@ class PodmanRuntime(OciRuntime):
             if time.monotonic() > deadline:
                 raise RuntimeUnavailable(f"the container {name} does not end", f"see the processes {left}")
             time.sleep(0.02)
+
+    def _run(self, *args: str, timeout: float | None) -> subprocess.CompletedProcess[str]:
+        """Run the command line; a list is asked for again where a container was removed while Podman made it."""
+        for _ in range(_LOOKS - 1):
+            done = super()._run(*args, timeout=timeout)
+            if args[0] != "ps" or not done.returncode or not _GONE.search(done.stderr):
+                return done
+            time.sleep(0.05)
+        return super()._run(*args, timeout=timeout)
 
     def _ask(self) -> Engine:
         if self._engine is None:
