@@ -276,6 +276,39 @@ async def test_slow_names_are_given_up_and_hold_up_nobody(
             await opening
 
 
+async def test_the_systems_resolver_is_asked_where_nobody_else_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    egress = Egress(world.store.destinations, 10**6, dial=world.internet.dial)
+    world.egress.close()
+    world.egress = egress
+    async with wall(world) as (link, _):
+        for host in ("localhost", "127.0.0.1"):
+            async with link.tunnel() as tunnel:
+                with pytest.raises(TunnelRefused, match="is no public address"):
+                    await tunnel.open(host, 80)
+        async with link.tunnel() as tunnel:
+            with pytest.raises(TunnelRefused, match=r"the name nowhere\.invalid cannot be resolved"):
+                await tunnel.open("nowhere.invalid", 80)
+    assert world.internet.dialled == []
+
+
+async def test_who_gives_up_while_a_connection_is_made_leaves_nothing_behind(world: World) -> None:
+    world.egress._resolve = lambda host, port: asyncio.Event().wait()  # type: ignore[assignment, return-value]
+    async with wall(world) as (link, wire):
+
+        async def connect() -> None:
+            async with link.tunnel() as tunnel:
+                await tunnel.open("slow.example", 80)
+
+        opening = asyncio.ensure_future(connect())
+        await until(lambda: wire._tunnels)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert link._tunnels == {}
+
+
 # --- limits -------------------------------------------------------------------------------------------------
 
 

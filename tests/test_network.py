@@ -10,12 +10,13 @@ import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 from internet import PUBLIC, Internet
 from pynchy_sample.plugin import Shelf
-from support import RUNTIMES, Chat, StartService, pynchy
+from support import RUNTIMES, Chat, RogueRuntime, StartService, pynchy
 from wall import Nowhere
 
 from agent_runner import plugin_hooks
@@ -24,6 +25,7 @@ from agent_runner.network_proxy import PROXY_VARIABLES, network_proxy
 from pynchy.app import Service
 from pynchy.plugin import ContainerRuntime, PluginRegistry, RunSpec
 from pynchy.testing import ScriptedModel
+from pynchy.types import Group
 from pynchy.wire import FrameWriter
 
 pytestmark = pytest.mark.anyio
@@ -121,6 +123,48 @@ async def test_a_program_reaches_what_the_policy_allows_without_any_set_up(
     assert status[3].startswith("  example.com:443: 2 connections today, ")
     assert len(status) == 4
     assert internet.dialled == [(PUBLIC, 80), (PUBLIC, 443), (PUBLIC, 443)]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("docker", "podman")]
+)
+async def test_a_chat_has_a_network_of_its_own_only_where_its_user_says_so(
+    name: str, start_service: StartService, internet: Internet
+) -> None:
+    async with start_service(RUNTIMES[name]()) as service:
+        chat = Chat(service)
+        look = f"/tool Bash {json.dumps({'command': 'ls /sys/class/net; env | grep -ci _proxy='})}"
+        assert (await chat.ask(look)).split() == ["lo", "8"]
+        await set_network(service, "bridge")
+        found = (await chat.ask(look)).split()
+    assert len(found[:-1]) == 2
+    assert found[-1] == "0" or "Exit code 1" in " ".join(found)
+    assert internet.dialled == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"network": "bridge"}, "the runtime rogue gives no agent a network of its own: set another network policy"),
+        (
+            {"memory_bytes": 10**9, "pids": 99},
+            "the runtime rogue cannot limit memory, pids here, as is set for this chat",
+        ),
+    ],
+)
+async def test_a_chat_that_asks_for_what_its_runtime_cannot_give_is_told_so_at_once(
+    settings: dict[str, Any], words: str, start_service: StartService
+) -> None:
+    async with start_service(RogueRuntime("answers")) as service:
+        jid = await service.group_jid("main")
+        await service.update_group(replace(service.registered_groups()[jid], **settings))
+        chat = Chat(service)
+        error = await chat.say("hello")
+        assert error is not None
+        assert error.startswith(words)
+        assert chat.texts.get_nowait().startswith(f"I could not answer: {words}")
+        await service.update_group(Group(jid, "main", "main", is_main=True))
+        assert await chat.ask("hello") == "an answer"
 
 
 @pytest.mark.bubblewrap

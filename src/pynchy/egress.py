@@ -35,6 +35,7 @@ _HALF_OPEN_FOR = 60.0  # where one side has ended already
 _BURST = 200
 _EACH_SECOND = 20.0
 _MOST_ADDRESSES = 8
+_THREADS = 8  # of one group
 _MAX_LENGTH = 300  # characters of what an agent calls a host
 
 Resolve = Callable[[str, int], Awaitable[Sequence[AddrInfoType]]]
@@ -56,16 +57,17 @@ class Egress:
     ) -> None:
         self._destinations = destinations
         self._bytes_a_day = bytes_a_day
-        # Of its own: names that take their time must not hold up what else runs in threads.
-        self._threads = ThreadPoolExecutor(32, "name-resolution")
-        self._resolve = resolve or self._ask_system
+        # Each group's own: names that take their time hold up nobody else.
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._resolve = resolve
         self._dial = dial or _dial
         self._used: dict[str, tuple[str, int]] = {}
         self._left: dict[str, tuple[float, float]] = {}
 
     def close(self) -> None:
         """Wait for no name any more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def begin(self) -> None:
         """Take up what was used before this start."""
@@ -128,7 +130,7 @@ class Egress:
             raise TunnelRefused(429, _spent(self._bytes_a_day))
         try:
             async with asyncio.timeout(_RESOLVE_WITHIN):
-                found = await self._resolve(host, port)
+                found = await (self._resolve or self._ask_system(group.folder))(host, port)
         except TimeoutError:
             raise TunnelRefused(504, f"the name {host} was not resolved within {_RESOLVE_WITHIN:.0f} s") from None
         except (OSError, UnicodeError) as error:
@@ -145,12 +147,16 @@ class Egress:
             raise TunnelRefused(502, f"{host}:{port} cannot be reached: {_words(error)}") from None
         return connection, str(connection.getpeername()[0])
 
-    async def _ask_system(self, host: str, port: int) -> Sequence[AddrInfoType]:
-        """The machine's own resolver (getaddrinfo)."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        )
+    def _ask_system(self, folder: str) -> Resolve:
+        """The machine's own resolver (getaddrinfo), in threads of this group's."""
+        threads = self._threads.setdefault(folder, ThreadPoolExecutor(_THREADS, "name-resolution"))
+
+        async def resolve(host: str, port: int) -> Sequence[AddrInfoType]:
+            return await asyncio.get_running_loop().run_in_executor(
+                threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+            )
+
+        return resolve
 
     async def _wait_for_turn(self, folder: str) -> None:
         """Hold up a group that asks for connections faster than it may (a token bucket)."""

@@ -126,7 +126,8 @@ class Tunnel:
         self._incoming.clear()
         if not self._answer.done():
             self._answer.set_exception(TunnelRefused(502, "the connection was closed"))
-        self._answer.exception()  # nobody may be waiting for it
+        if not self._answer.cancelled():
+            self._answer.exception()  # nobody may be waiting for it
         self._readable.set()
         self._writable.set()
 
