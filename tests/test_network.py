@@ -133,12 +133,12 @@ async def test_a_chat_has_a_network_of_its_own_only_where_its_user_says_so(
 ) -> None:
     async with start_service(RUNTIMES[name]()) as service:
         chat = Chat(service)
-        look = f"/tool Bash {json.dumps({'command': 'ls /sys/class/net; env | grep -ci _proxy='})}"
-        assert (await chat.ask(look)).split() == ["lo", "8"]
+        look = f"/tool Bash {json.dumps({'command': 'ls /sys/class/net; env | grep -ci https_proxy= || true'})}"
+        assert (await chat.ask(look)).split() == ["lo", "2"]
         await set_network(service, "bridge")
-        found = (await chat.ask(look)).split()
-    assert len(found[:-1]) == 2
-    assert found[-1] == "0" or "Exit code 1" in " ".join(found)
+        own, loopback, proxies = (await chat.ask(look)).split()
+    assert own != loopback == "lo"
+    assert proxies == "0"
     assert internet.dialled == []
 
 
