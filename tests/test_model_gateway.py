@@ -186,6 +186,7 @@ def test_what_is_shown_of_an_upstream_has_no_secret(oauth: bool) -> None:
 
 async def test_a_request_goes_out_with_the_credential_and_its_answer_comes_back(api: Api) -> None:
     api.headers += [("request-id", "req_1"), ("anthropic-ratelimit-tokens-limit", "7"), ("retry-after", "3")]
+    api.headers += [("anthropic-organization-id", "whose-account-it-is")]
     async with asking(api.upstream) as ask:
         answer = await ask(body=b'{"model":"m"}', stream_id=42)
     (request,) = api.requests

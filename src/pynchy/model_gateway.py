@@ -127,7 +127,7 @@ class ModelGateway:
             headers = [
                 [name, value]
                 for name, value in response.headers.items()
-                if name in _RESPONSE_HEADERS or name.startswith("anthropic-")
+                if name in _RESPONSE_HEADERS or name.startswith("anthropic-ratelimit-")
             ]
             await out.send(
                 Frame("http.response", {"id": stream_id, "status": response.status_code, "headers": headers})
