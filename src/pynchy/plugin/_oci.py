@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -237,6 +236,8 @@ def _labels(image: dict[str, Any]) -> dict[str, str]:
 
 
 def _lock_digest() -> str:
+    import hashlib  # takes longer than all of the above, and a list of plugins needs none
+
     from pynchy.home import container_dir
 
     return hashlib.sha256((container_dir() / "requirements" / "agent.lock").read_bytes()).hexdigest()
