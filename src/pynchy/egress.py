@@ -149,7 +149,9 @@ class Egress:
 
     def _ask_system(self, folder: str) -> Resolve:
         """The machine's own resolver (getaddrinfo), in threads of this group's."""
-        threads = self._threads.setdefault(folder, ThreadPoolExecutor(_THREADS, "name-resolution"))
+        if folder not in self._threads:
+            self._threads[folder] = ThreadPoolExecutor(_THREADS, "name-resolution")
+        threads = self._threads[folder]
 
         async def resolve(host: str, port: int) -> Sequence[AddrInfoType]:
             return await asyncio.get_running_loop().run_in_executor(
