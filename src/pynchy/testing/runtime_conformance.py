@@ -319,7 +319,7 @@ class RuntimeConformance:
         secret, client = f"secret-{bench.prefix}", f"client-{bench.prefix}"
         monkeypatch.setenv("ANTHROPIC_API_KEY", secret)
         monkeypatch.setenv("PYNCHY_CONFORMANCE_SECRET", secret)
-        monkeypatch.setenv("LANG", client)  # the client itself is given this one
+        monkeypatch.setenv("CONTAINER_SSHKEY", client)  # the client itself is given this one, and no image has it
         seen = bench.ask(probe.environment, arguments={"needles": [secret]})
         leaked = sorted(name for name, value in seen["own"].items() if secret in value or client in value)
         assert not leaked, f"the program sees the host's variables {', '.join(leaked)}"
