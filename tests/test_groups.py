@@ -41,8 +41,8 @@ def test_a_chat_becomes_a_group_with_the_plugins_it_is_given(home: Path) -> None
 
 @pytest.mark.bubblewrap
 def test_a_group_is_given_a_network_policy_and_limits_and_keeps_what_is_not_named(home: Path) -> None:
-    pynchy("groups", "add", "terminal:work", "work", "--network", "Example.COM, *.debian.org", "--memory", "1g")
-    begin = "work has all plugins, network example.com,*.debian.org"
+    pynchy("groups", "add", "terminal:work", "work", "--network", "Example.COM, *.example.net", "--memory", "1g")
+    begin = "work has all plugins, network example.com,*.example.net"
     assert pynchy("groups", "set", "work", "--cpus", "1.5", "--pids", "99").stdout == (
         f"{begin}, memory 1024 MiB, cpus 1.5, pids 99.\n"
     )

@@ -95,7 +95,7 @@ def test_what_is_no_host_is_refused(host: str) -> None:
         normal_host(host)
 
 
-_LIST = NetworkPolicy.parse("example.com, *.debian.org, api.example.org:8443, 93.184.216.34")
+_LIST = NetworkPolicy.parse("example.com, *.example.net, api.example.org:8443, 93.184.216.34")
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,10 @@ _LIST = NetworkPolicy.parse("example.com, *.debian.org, api.example.org:8443, 93
         (str(_LIST), "www.example.com", 443, False),
         (str(_LIST), "notexample.com", 443, False),
         (str(_LIST), "example.com.evil.org", 443, False),
-        (str(_LIST), "deb.debian.org", 80, True),
-        (str(_LIST), "a.b.debian.org", 443, True),
-        (str(_LIST), "debian.org", 443, False),
-        (str(_LIST), "evildebian.org", 443, False),
+        (str(_LIST), "deb.example.net", 80, True),
+        (str(_LIST), "a.b.example.net", 443, True),
+        (str(_LIST), "example.net", 443, False),
+        (str(_LIST), "evilexample.net", 443, False),
         (str(_LIST), "api.example.org", 8443, True),
         (str(_LIST), "api.example.org", 443, False),
         (str(_LIST), "93.184.216.34", 443, True),

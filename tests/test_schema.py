@@ -153,7 +153,7 @@ PICTURES = (
     INSERT INTO groups VALUES ('terminal:main', 'main', 'main', 1, 'session-2', 8, NULL, NULL, NULL, NULL, 'public',
                                NULL, NULL, NULL);
     INSERT INTO groups VALUES ('wa:1', 'Family ''n'' friends 🦔', 'family', 0, 'session-1', 6, NULL, NULL, NULL, NULL,
-                               'example.com,*.debian.org', 1073741824, 1.5, 99);
+                               'example.com,*.example.net', 1073741824, 1.5, 99);
     INSERT INTO groups VALUES ('wa:2', 'New', 'new', 0, NULL, 0, 'session-0', 4, 'I have begun anew', '["voice"]',
                                'none', NULL, NULL, NULL);
     INSERT INTO groups VALUES ('wa:3', 'Lost', 'lost', 0, 'session-of-nothing', 5, NULL, NULL, NULL, NULL, 'bridge',
@@ -336,7 +336,7 @@ async def test_conversations_of_every_version_go_on_where_they_were(path: Path, 
         family = Group("wa:1", "Family 'n' friends 🦔", "family")
         if version >= 4:
             limits = {"memory_bytes": 1024**3, "cpus": 1.5, "pids": 99}
-            family = replace(family, network="example.com,*.debian.org", **limits)
+            family = replace(family, network="example.com,*.example.net", **limits)
         assert groups["wa:1"] == family
         assert [await store.resume(jid) for jid in groups] == ["session-2", "session-1", None, "session-of-nothing"]
         assert await store.load_transcript("main", "session-2", "", 0) == (MAIN_TRANSCRIPT, None)
