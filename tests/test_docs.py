@@ -17,6 +17,7 @@ from pynchy import egress
 from pynchy.config import Settings
 from pynchy.destinations import Destination
 from pynchy.status import Status
+from pynchy.testing import RuntimeConformance
 from pynchy.tunnel import MAX_TUNNELS, WINDOW
 from pynchy.types import Group
 
@@ -147,3 +148,16 @@ def test_an_installation_in_the_readme_works(command: str, tmp_path: Path) -> No
     subprocess.run([UV, *shlex.split(command)[1:], *options], cwd=REPOSITORY, check=True)
     listed = subprocess.run([UV, "pip", "list", "--python", str(venv)], capture_output=True, text=True, check=True)
     assert "pynchy-plugin-hello" in listed.stdout
+
+
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs/runtimes").glob("*.md")), ids=lambda page: page.name)
+def test_the_code_on_a_runtimes_page_is_code_and_its_commands_exist(page: Path) -> None:
+    text = page.read_text()
+    for block in blocks(text, "python"):
+        compile(block, page.name, "exec")
+        for name in re.findall(r'cannot = \{"(\w+)"', block):
+            assert hasattr(RuntimeConformance, name)
+    for block in blocks(text, "sh"):
+        for command in re.findall(r"^pynchy (.*?)(?: #.*)?$", block, re.MULTILINE):
+            words = [word for word in shlex.split(command) if not word.startswith("-")][:2]
+            assert pynchy(*words, "--help").returncode == 0, command
