@@ -276,14 +276,16 @@ def test_a_container_of_a_service_that_was_killed_is_removed_by_the_next_one(
 
         def ours() -> list[str]:
             with suppress(sqlite3.Error), sqlite3.connect(f"file:{tmp_path}/home/pynchy.db?mode=ro", uri=True) as db:
-                (installation,) = db.execute("SELECT value FROM meta WHERE key = 'installation_id'").fetchone()
-                return docker.list_running_containers(f"pynchy-{installation}-")
+                for (installation,) in db.execute("SELECT value FROM meta WHERE key = 'installation_id'"):
+                    return docker.list_running_containers(f"pynchy-{installation}-")
             return []
 
-        asyncio.run(asyncio.wait_for(until(lambda: bool(ours())), 60))
-        (left,) = ours()
-        busy.send_signal(signal.SIGKILL)
-        busy.wait()
+        try:
+            asyncio.run(asyncio.wait_for(until(lambda: bool(ours())), 60))
+            (left,) = ours()
+        finally:
+            busy.send_signal(signal.SIGKILL)
+            busy.wait()
         assert pynchy("ask", "--demo", "--group", "none", "x").returncode == 1  # starts a service, and ends
         assert left not in docker.list_running_containers()
         assert foreign in docker.list_running_containers()
