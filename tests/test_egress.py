@@ -506,7 +506,12 @@ async def test_a_plain_request_is_repeated_to_its_server_and_names_no_proxy(worl
 
 @pytest.mark.parametrize(
     ("target", "asked"),
-    [(b"http://example.com", b"/"), (b"http://example.com?q=1", b"/?q=1"), (b"http://example.com/#x", b"/#x")],
+    [
+        (b"http://example.com", b"/"),
+        (b"http://example.com?q=1", b"/?q=1"),
+        (b"HTTP://example.com?q=/1", b"/?q=/1"),
+        (b"http://example.com/#x", b"/#x"),
+    ],
 )
 async def test_a_target_without_a_path_asks_for_the_root(
     target: bytes, asked: bytes, world: World, link: HostLink

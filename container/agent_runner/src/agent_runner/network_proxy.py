@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -26,6 +27,8 @@ PROXY_VARIABLES = (*_VARIABLES, "NO_PROXY", "no_proxy", "NODE_USE_ENV_PROXY", "C
 _HOP = frozenset(
     {b"connection", b"proxy-connection", b"keep-alive", b"proxy-authorization", b"te", b"trailer", b"upgrade"}
 )
+#: What of an absolute URL is not asked of its server.
+_ORIGIN = re.compile(r"^http://[^/?]*", re.IGNORECASE)
 _READ_BYTES = 64 * 1024
 _MAX_HEAD = 64 * 1024
 
@@ -138,9 +141,7 @@ async def _forward(
     if not target.lower().startswith("http://"):
         raise BadRequest("this is a proxy: it takes http:// URLs, and CONNECT for everything else")
     host, port = _address(target, 80)
-    rest = "/" + target.partition("://")[2].partition("/")[2] if "/" in target[7:] else "/"
-    if "/" not in target[7:] and "?" in target:
-        rest = "/?" + target.partition("?")[2]
+    rest = "/" + _ORIGIN.sub("", target).removeprefix("/")
     names = {
         token.strip().lower() for name, value in request.headers if name == b"connection" for token in value.split(b",")
     }
