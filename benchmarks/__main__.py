@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,13 @@ from benchmarks.table import Row, markdown
 from pynchy.cli.output import configure_logging
 from pynchy.config import MODEL_VARIABLES
 from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable
-from pynchy.runtime import DockerRuntime, agent_image
+from pynchy.runtime import agent_image
+
+_RUNTIMES = (
+    ("pynchy.runtime", "DockerRuntime"),
+    ("pynchy_plugin_bubblewrap.runtime", "BubblewrapRuntime"),
+    ("pynchy_plugin_podman.runtime", "PodmanRuntime"),
+)
 
 
 def main(only: list[str]) -> None:
@@ -50,29 +57,14 @@ def main(only: list[str]) -> None:
 def _runtimes() -> list[ContainerRuntime]:
     found: list[ContainerRuntime] = []
     sys.path += [str(path) for path in (Path(__file__).parents[1] / "plugins").glob("*/src")]  # installed or not
-    try:
-        docker = DockerRuntime()
-        docker.check_image(agent_image())
-        found.append(docker)
-    except RuntimeUnavailable as error:
-        print(f"without docker: {error}", file=sys.stderr)
-    try:
-        from pynchy_plugin_bubblewrap.runtime import BubblewrapRuntime
-
-        bubblewrap = BubblewrapRuntime()
-        bubblewrap.ensure_running()
-        bubblewrap.check_image("")
-        found.append(bubblewrap)
-    except (ImportError, RuntimeUnavailable) as error:
-        print(f"without bubblewrap: {error}", file=sys.stderr)
-    try:
-        from pynchy_plugin_podman.runtime import PodmanRuntime
-
-        podman = PodmanRuntime()
-        podman.check_image(agent_image())
-        found.append(podman)
-    except RuntimeUnavailable as error:
-        print(f"without podman: {error}", file=sys.stderr)
+    for module, name in _RUNTIMES:
+        try:
+            runtime = getattr(importlib.import_module(module), name)()
+            runtime.ensure_running()
+            runtime.check_image(agent_image())
+            found.append(runtime)
+        except (ImportError, RuntimeUnavailable) as error:
+            print(f"without {name}: {error}", file=sys.stderr)
     return found
 
 

@@ -12,13 +12,14 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 from aiohappyeyeballs import AddrInfoType
 
-import pynchy.app
 from benchmarks.table import Row
 from pynchy.app import Service
 from pynchy.channels.terminal import terminal_jid
@@ -186,32 +187,14 @@ async def _way_out(runtime: ContainerRuntime) -> list[Row]:
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
         return connection
 
-    def egress(*args: object) -> Egress:
-        return Egress(*args, resolve=resolve, dial=dial)  # type: ignore[arg-type]
-
-    with _instead(egress):
+    with patch("pynchy.app.Egress", partial(Egress, resolve=resolve, dial=dial)):
         proxied = json.loads(await _by_agent(runtime, f"python3 -c {shlex.quote(_CLIENT)}"))
     server.close()
-    name = runtime.name
+    what = ("a byte there and back", f"{_MEGABYTES} MB down", "a connection and its first byte")
     return [
-        Row(f"a byte there and back by the proxy, {name}", proxied[0], direct[0], "directly, from the host"),
-        Row(f"{_MEGABYTES} MB down by the proxy, {name}", proxied[1], direct[1], "directly, from the host"),
-        Row(f"a connection and its first byte by the proxy, {name}", proxied[2], direct[2], "directly, from the host"),
+        Row(f"{one} by the proxy, {runtime.name}", value, floor, "directly, from the host")
+        for one, value, floor in zip(what, proxied, direct, strict=True)
     ]
-
-
-class _instead:
-    """Have services use another way out meanwhile."""
-
-    def __init__(self, egress: Callable[..., Egress]) -> None:
-        self._egress = egress
-
-    def __enter__(self) -> None:
-        self._real = pynchy.app.Egress
-        pynchy.app.Egress = self._egress  # type: ignore[misc, assignment]
-
-    def __exit__(self, *_: object) -> None:
-        pynchy.app.Egress = self._real  # type: ignore[misc]
 
 
 async def _by_agent(runtime: ContainerRuntime, command: str) -> str:

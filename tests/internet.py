@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
+from functools import partial
 
+import pytest
 from aiohappyeyeballs import AddrInfoType
 
-import pynchy.egress
+from pynchy.egress import Egress
 
 #: Where the servers of the tests stand.
 PUBLIC = "93.184.216.34"
@@ -55,11 +57,6 @@ class Internet:
                 return connection
         raise ConnectionRefusedError(111, "Connection refused")
 
-    def replace_the_real_one(self, monkeypatch: object) -> None:
+    def replace_the_real_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have every service of the test use this."""
-        real = pynchy.egress.Egress
-
-        def egress(*args: object, **options: object) -> pynchy.egress.Egress:
-            return real(*args, **{**options, "resolve": self.resolve, "dial": self.dial})  # type: ignore[arg-type]
-
-        monkeypatch.setattr("pynchy.app.Egress", egress)  # type: ignore[attr-defined]
+        monkeypatch.setattr("pynchy.app.Egress", partial(Egress, resolve=self.resolve, dial=self.dial))

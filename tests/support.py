@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -29,7 +30,7 @@ BUSY = "python3 -c 'import time; time.sleep(300)'"
 StartService = Callable[..., AbstractAsyncContextManager[Service]]
 
 
-def missing(what: str, reason: str) -> None:
+def missing(what: str, reason: str) -> NoReturn:
     """Skip, or fail where PYNCHY_REQUIRE lists what is missing."""
     if what in os.environ.get("PYNCHY_REQUIRE", "").split(","):
         pytest.fail(f"{what} is required and missing: {reason}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from soak.troubles import Engine
-from support import BUSY, Chat, StartService, docker_runtime, until
+from support import BUSY, Chat, StartService, docker_runtime, missing, until
 
 from pynchy.testing import ScriptedModel, Stall
 
@@ -21,7 +21,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     docker_runtime()
     engine = Engine.ours()
     if engine is None:
-        pytest.skip("PYNCHY_TEST_ENGINE names no Docker engine that may be restarted")
+        missing("engine", "PYNCHY_TEST_ENGINE names no Docker engine that may be restarted")
     monkeypatch.setenv("PYNCHY_RETRY_PAUSE", "1")
     return engine
 

@@ -67,11 +67,10 @@ class DockerRuntime(OciRuntime):
     def engine_args(self, spec: RunSpec) -> list[str]:
         """What the engine's own set-up would otherwise keep the agent from: its folder."""
         args = []
-        if (
-            "userns" in self._ask().security
-        ):  # the engine maps all uids elsewhere, so that the folder would be another's
+        security = self._ask().security
+        if "userns" in security:  # the engine maps all uids elsewhere, so that the folder would be another's
             args += ["--userns", "host"]
-        if "selinux" in self._ask().security:  # else the folder's label would have to be changed for good
+        if "selinux" in security:  # else the folder's label would have to be changed for good
             args += ["--security-opt", "label=disable"]
         return args
 

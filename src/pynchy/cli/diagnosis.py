@@ -126,8 +126,8 @@ def _limits(runtime: ContainerRuntime) -> str:
     supported = getattr(runtime, "supports", frozenset())
     kept = [name for name in ("memory", "cpus", "pids") if name in supported]
     missing = [name for name in ("memory", "cpus", "pids") if name not in supported]
-    words = f"limits {', '.join(kept)}" if kept else ""
-    return "; ".join([words] * bool(words) + [f"NO LIMIT on {', '.join(missing)}"] * bool(missing))
+    words = (("limits", kept), ("NO LIMIT on", missing))
+    return "; ".join(f"{how} {', '.join(names)}" for how, names in words if names)
 
 
 def _image(runtime: ContainerRuntime, registry: PluginRegistry) -> list[Finding]:

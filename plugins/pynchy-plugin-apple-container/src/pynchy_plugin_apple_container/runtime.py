@@ -206,10 +206,10 @@ class AppleContainerRuntime(OciRuntime):
             raise self._failed("image", "its answer is none that is known here") from None
 
     def _failed(self, verb: str, words: str) -> RuntimeUnavailable:
-        """Why a command has failed; its errors may take several lines."""
+        """Why a command has failed."""
         if "XPC connection error" in words:
             return RuntimeUnavailable("Apple's container does not run", "start it with `container system start`")
-        return super()._failed(verb, " ".join(words.split()))
+        return super()._failed(verb, words)
 
 
 def _limits(spec: RunSpec) -> Iterator[str]:
