@@ -30,7 +30,7 @@ from pynchy.config import load_settings
 from pynchy.loopback import Exchange, LoopbackServer, Request
 from pynchy.model_gateway import Upstream
 from pynchy.plugin import PluginRegistry
-from pynchy.store import Store
+from pynchy.transcripts import Transcripts
 from pynchy.types import Group, VolumeMount
 from pynchy.wire import MAX_LINE
 
@@ -201,7 +201,7 @@ async def test_an_agent_that_asks_and_never_listens_takes_no_memory(
     start_service: StartService, signs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = 0
-    load = Store.load_transcript
+    load = Transcripts.load
 
     async def counting(*args: Any) -> Any:
         nonlocal loaded
@@ -209,7 +209,7 @@ async def test_an_agent_that_asks_and_never_listens_takes_no_memory(
         loaded += 1
         return page
 
-    monkeypatch.setattr(Store, "load_transcript", counting)
+    monkeypatch.setattr(Transcripts, "load", counting)
     async with two_chats(start_service(FloodRuntime("asks-and-never-listens"))) as (_, loud, quiet):
         await loud.say()
         assert await loud.hear() == "it is stored"
@@ -229,17 +229,17 @@ async def test_an_agent_that_asks_and_never_listens_takes_no_memory(
 async def store_takes(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """No store takes a transcript until this is set."""
     released = asyncio.Event()
-    append = Store.append_transcript
+    append = Transcripts.append
     numbers = itertools.count()
 
-    async def append_slowly(store: Store, *args: Any) -> int:
+    async def append_slowly(store: Transcripts, *args: Any) -> int:
         number = next(numbers)
         await released.wait()
         for _ in range(100 - number):  # each is a little faster than the one before it
             await asyncio.sleep(0)
         return await append(store, *args)
 
-    monkeypatch.setattr(Store, "append_transcript", append_slowly)
+    monkeypatch.setattr(Transcripts, "append", append_slowly)
     # Where a test fails, its service can stop all the same.
     asyncio.get_running_loop().call_later(2 * _PATIENCE, released.set)
     return released

@@ -339,17 +339,17 @@ async def test_conversations_of_every_version_go_on_where_they_were(path: Path, 
             family = replace(family, network="example.com,*.example.net", **limits)
         assert groups["wa:1"] == family
         assert [await store.resume(jid) for jid in groups] == ["session-2", "session-1", None, "session-of-nothing"]
-        assert await store.load_transcript("main", "session-2", "", 0) == (MAIN_TRANSCRIPT, None)
-        assert await store.load_transcript("family", "session-1", "", 0) == (FAMILY_TRANSCRIPT, None)
-        assert await store.transcript_subpaths("main", "session-2") == ["subagents/agent-1"]
-        assert await store.load_transcript("main", "session-2", "subagents/agent-1", 0) == ([{"uuid": "s1"}], None)
+        assert await store.transcripts.load("main", "session-2", "", 0) == (MAIN_TRANSCRIPT, None)
+        assert await store.transcripts.load("family", "session-1", "", 0) == (FAMILY_TRANSCRIPT, None)
+        assert await store.transcripts.subpaths("main", "session-2") == ["subagents/agent-1"]
+        assert await store.transcripts.load("main", "session-2", "subagents/agent-1", 0) == ([{"uuid": "s1"}], None)
 
         more = [{"uuid": "u2", "text": "again"}, {"uuid": "u9"}]
-        end = await store.append_transcript("main", "session-2", "", more)
+        end = await store.transcripts.append("main", "session-2", "", more)
         await store.complete("terminal:main", [3, 4], "reply", "session-2", end)
-        await store.append_transcript("main", "session-2", "", [{"uuid": "behind"}])
+        await store.transcripts.append("main", "session-2", "", [{"uuid": "behind"}])
         assert await store.resume("terminal:main") == "session-2"
-        assert await store.load_transcript("main", "session-2", "", 0) == ([*MAIN_TRANSCRIPT, {"uuid": "u9"}], None)
+        assert await store.transcripts.load("main", "session-2", "", 0) == ([*MAIN_TRANSCRIPT, {"uuid": "u9"}], None)
 
 
 async def test_a_fresh_database_is_of_the_newest_version_with_an_identity_of_its_own(path: Path) -> None:

@@ -61,9 +61,9 @@ OTHERS: dict[str, Call] = {
     "mark_unsendable": lambda store: store.mark_unsendable(1, "why", (JID, "notice")),
     "set_session_aside": lambda store: store.set_session_aside(JID, "notice"),
     "resume": lambda store: store.resume(JID),
-    "append_transcript": lambda store: store.append_transcript("main", "open", "", [{"uuid": "a"}, {"uuid": "b"}]),
-    "load_transcript": lambda store: store.load_transcript("main", "open", "", 0),
-    "transcript_subpaths": lambda store: store.transcript_subpaths("main", "open"),
+    "append_transcript": lambda store: store.transcripts.append("main", "open", "", [{"uuid": "a"}, {"uuid": "b"}]),
+    "load_transcript": lambda store: store.transcripts.load("main", "open", "", 0),
+    "transcript_subpaths": lambda store: store.transcripts.subpaths("main", "open"),
 }
 
 
@@ -97,12 +97,12 @@ async def store_with(path: Path, ended: int) -> AsyncIterator[Store]:
         assert [one.id for one in await store.claim(JID, 2, 1000)] == [1, 2]
         for _ in range(3):
             await store.enqueue(JID, "text", "message")
-        await store.append_transcript("main", "open", "", [{"uuid": "a"}])
+        await store.transcripts.append("main", "open", "", [{"uuid": "a"}])
         await store.complete(JID, [], None, "open")
         with raw(path) as db:
             for rows_of in FILL:
                 db.execute(ENDED.format(rows_of), {"rows": ended})
-        await store.append_transcript("main", "open", "", [{"uuid": "not answered"}])
+        await store.transcripts.append("main", "open", "", [{"uuid": "not answered"}])
         yield store
 
 

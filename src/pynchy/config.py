@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pynchy.group_limits import LEAST_MEMORY, LEAST_PIDS, as_bytes
+from pynchy.group_settings import LEAST_MEMORY, LEAST_PIDS, as_bytes, check_price, check_time_zone, check_trigger
 from pynchy.home import load_environment, pynchy_home
 
 ANTHROPIC_API = "https://api.anthropic.com"
@@ -32,6 +32,16 @@ MODEL_VARIABLES = (
 _CREDENTIALS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
 
 
+def _local_zone() -> str:
+    """The IANA name of the machine's time zone, UTC where it has none that is known."""
+    from tzlocal import get_localzone_name  # here, for it takes its time
+
+    try:
+        return check_time_zone(get_localzone_name() or "UTC")
+    except (OSError, LookupError, ValueError):
+        return "UTC"
+
+
 class SettingsError(Exception):
     """A setting has a value that cannot be used; the message names it and what it should be."""
 
@@ -43,6 +53,18 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=pynchy_home)
     assistant_name: str = Field("Pynchy", min_length=1, max_length=60)
+    #: The word that a message must begin with in most chats; `@` and the assistant's name where it is not set.
+    trigger: Annotated[str | None, AfterValidator(check_trigger)] = None
+    #: IANA, as in `Europe/Berlin`: where people are, unless their group says otherwise. The machine's by default.
+    time_zone: Annotated[str, AfterValidator(check_time_zone)] = Field(default_factory=_local_zone)
+    #: Messages, conversations, attachments and logs are removed after so many days; 0 for never.
+    keep_days: int = Field(365, ge=0, le=36500)
+    #: What came with a message and is larger is not kept.
+    attachment_bytes: Annotated[int, BeforeValidator(as_bytes)] = Field(100 * 1024**2, ge=0)
+    #: What all model requests of a day may cost together; a day is one of `time_zone`.
+    usd_a_day: float | None = Field(None, ge=0)
+    #: `INPUT/OUTPUT`, US dollars for a million tokens, of a model whose price is not known.
+    model_price: Annotated[str | None, AfterValidator(check_price)] = None
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     #: An agent without work closes after this long.
     idle_timeout: float = Field(600, gt=0)
@@ -68,6 +90,11 @@ class Settings(BaseSettings):
     anthropic_auth_token: SecretStr | None = Field(None, validation_alias="ANTHROPIC_AUTH_TOKEN")
     claude_code_oauth_token: SecretStr | None = Field(None, validation_alias="CLAUDE_CODE_OAUTH_TOKEN")
     model: str | None = Field(None, validation_alias="ANTHROPIC_MODEL")
+
+    @property
+    def default_trigger(self) -> str:
+        """What a message begins with where its group has no word of its own."""
+        return self.trigger or "@" + "".join(self.assistant_name.split())
 
     @property
     def hard_timeout(self) -> float:

@@ -31,7 +31,7 @@ import structlog
 
 from pynchy import __version__
 from pynchy.channels.terminal import TerminalChannel
-from pynchy.types import Group
+from pynchy.types import ExtraMount, Group
 
 log = structlog.get_logger(__name__)
 
@@ -279,11 +279,16 @@ class ControlServer:
                     await peer.send(event="refused", message=str(error))
 
 
+#: The fields of a group that JSON makes lists of.
+_LISTS = ("senders", "commanders", "plugins")
+
+
 def group_from(fields: Any) -> Group:
     """A group as `asdict` has made it and JSON has carried it; ValueError where it is none."""
     try:
-        plugins = fields["plugins"]
-        return Group(**{**fields, "plugins": None if plugins is None else tuple(map(str, plugins))})
+        lists = {name: None if (one := fields[name]) is None else tuple(map(str, one)) for name in _LISTS}
+        mounts = tuple(ExtraMount(**one) for one in fields["mounts"])
+        return Group(**{**fields, **lists, "mounts": mounts})
     except (TypeError, KeyError):
         raise ValueError("that is no group; this is of another version than the service") from None
 

@@ -140,6 +140,16 @@ class Database:
                 db.execute("ROLLBACK")
 
 
+def as_text(text: str) -> str:
+    """SQLite's text is UTF-8: a question mark takes the place of half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def as_key(text: str) -> str:
+    """A name by which something is known again: two that differ stay different."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=_LOCK_PATIENCE, isolation_level=None, check_same_thread=False)
 

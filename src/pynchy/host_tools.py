@@ -124,18 +124,18 @@ class GroupHost:
     async def append_transcript(self, session_id: str, subpath: str, entries: list[dict[str, Any]]) -> int:
         """Store transcript entries of this group."""
         return await self._store.until_stored(
-            lambda: self._store.append_transcript(self._group.folder, session_id, subpath, entries)
+            lambda: self._store.transcripts.append(self._group.folder, session_id, subpath, entries)
         )
 
     async def load_transcript(
         self, session_id: str, subpath: str, after: int
     ) -> tuple[list[dict[str, Any]], int | None]:
         """A page of a transcript of this group."""
-        return await self._store.load_transcript(self._group.folder, session_id, subpath, after)
+        return await self._store.transcripts.load(self._group.folder, session_id, subpath, after)
 
     async def transcript_subpaths(self, session_id: str) -> list[str]:
         """The sub-agent transcripts of a session of this group."""
-        return await self._store.transcript_subpaths(self._group.folder, session_id)
+        return await self._store.transcripts.subpaths(self._group.folder, session_id)
 
     async def connect(self, host: str, port: int, tunnel: Tunnel) -> None:
         """Open a connection to the internet, as far as this group's policy goes."""

@@ -112,6 +112,95 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (folder, day, host, port)
     );
     """,
+    """
+    -- Who is answered in a group, and who may command; NULL for the default word and for everyone. A group of
+    -- before goes on answering everything.
+    ALTER TABLE groups ADD COLUMN trigger_word TEXT;
+    ALTER TABLE groups ADD COLUMN needs_trigger INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE groups ADD COLUMN senders TEXT;
+    ALTER TABLE groups ADD COLUMN commanders TEXT;
+    -- Folders of the host, as a JSON list of [path, readonly]; then NULL where the settings say it.
+    ALTER TABLE groups ADD COLUMN mounts TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE groups ADD COLUMN model TEXT;
+    ALTER TABLE groups ADD COLUMN time_zone TEXT;
+    ALTER TABLE groups ADD COLUMN usd_a_day REAL;
+    -- Whether a message wants an answer; one that does not is context for the next that does. `attachments` is a
+    -- JSON list of {"name", "media_type", "size", "file"}; without a file it was not kept.
+    ALTER TABLE messages ADD COLUMN asks INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE messages ADD COLUMN attachments TEXT NOT NULL DEFAULT '[]';
+    CREATE INDEX messages_asking ON messages (chat_jid, id) WHERE state = 'pending' AND asks;
+    -- A file that goes out with the text, by its path below the home's `sent` folder.
+    ALTER TABLE outbox ADD COLUMN file TEXT;
+    ALTER TABLE transcripts ADD COLUMN at TEXT;
+    UPDATE transcripts SET at = json_extract(entry, '$.timestamp') WHERE json_valid(entry);
+    -- What was said, by its words.
+    CREATE VIRTUAL TABLE messages_text USING fts5 (
+        content, sender_name, content = 'messages', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 2'
+    );
+    CREATE VIRTUAL TABLE outbox_text USING fts5 (
+        text, content = 'outbox', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 2'
+    );
+    INSERT INTO messages_text (messages_text) VALUES ('rebuild');
+    INSERT INTO outbox_text (outbox_text) VALUES ('rebuild');
+    CREATE TRIGGER message_said AFTER INSERT ON messages BEGIN
+        INSERT INTO messages_text (rowid, content, sender_name) VALUES (new.id, new.content, new.sender_name);
+    END;
+    CREATE TRIGGER message_forgotten AFTER DELETE ON messages BEGIN
+        INSERT INTO messages_text (messages_text, rowid, content, sender_name)
+        VALUES ('delete', old.id, old.content, old.sender_name);
+    END;
+    CREATE TRIGGER outbox_said AFTER INSERT ON outbox BEGIN
+        INSERT INTO outbox_text (rowid, text) VALUES (new.id, new.text);
+    END;
+    CREATE TRIGGER outbox_forgotten AFTER DELETE ON outbox BEGIN
+        INSERT INTO outbox_text (outbox_text, rowid, text) VALUES ('delete', old.id, old.text);
+    END;
+    -- What is to be done later. Times are UTC; an interval is counted from its anchor, in seconds.
+    CREATE TABLE tasks (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        folder TEXT NOT NULL,
+        prompt TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('cron', 'interval', 'once')),
+        schedule TEXT NOT NULL,
+        anchor TEXT NOT NULL,
+        context TEXT NOT NULL CHECK (context IN ('group', 'isolated')),
+        missed TEXT NOT NULL CHECK (missed IN ('skip', 'once')),
+        state TEXT NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'paused', 'ended')),
+        next_run TEXT,
+        failures INTEGER NOT NULL DEFAULT 0,
+        created_at TEXT NOT NULL
+    );
+    CREATE INDEX tasks_due ON tasks (next_run) WHERE state = 'active' AND next_run IS NOT NULL;
+    CREATE INDEX tasks_of ON tasks (folder, id);
+    CREATE TABLE task_runs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        task_id INTEGER NOT NULL REFERENCES tasks (id),
+        due_at TEXT NOT NULL,
+        started_at TEXT,
+        ended_at TEXT,
+        state TEXT NOT NULL CHECK (state IN ('claimed', 'done', 'failed', 'skipped')),
+        attempts INTEGER NOT NULL DEFAULT 0,
+        acted INTEGER NOT NULL DEFAULT 0,
+        result TEXT NOT NULL DEFAULT ''
+    );
+    CREATE INDEX task_runs_of ON task_runs (task_id, id);
+    CREATE INDEX task_runs_claimed ON task_runs (task_id) WHERE state = 'claimed';
+    -- What the model has cost, by day (of the installation's time zone); task 0 is the chat itself.
+    CREATE TABLE usage (
+        folder TEXT NOT NULL,
+        task_id INTEGER NOT NULL,
+        day TEXT NOT NULL,
+        model TEXT NOT NULL,
+        requests INTEGER NOT NULL,
+        input_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL,
+        cache_read_tokens INTEGER NOT NULL,
+        cache_write_tokens INTEGER NOT NULL,
+        micro_usd INTEGER NOT NULL,
+        unpriced INTEGER NOT NULL,
+        PRIMARY KEY (day, folder, task_id, model)
+    );
+    """,
 )
 
 

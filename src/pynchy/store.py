@@ -18,17 +18,15 @@ from typing import Any, TypeVar
 
 import structlog
 
-from pynchy.database import Database
+from pynchy.database import Database, as_key, as_text
 from pynchy.destinations import Destinations
 from pynchy.schema import NewerSchema, migrate
-from pynchy.types import Group, NewMessage, PluginReport
+from pynchy.transcripts import Transcripts
+from pynchy.types import ExtraMount, Group, NewMessage, PluginReport
 
 log = structlog.get_logger(__name__)
 
 _Result = TypeVar("_Result")
-
-#: A page of transcript entries is about this long, in characters.
-_PAGE_CHARACTERS = 8 * 1024 * 1024
 
 
 class StoreError(Exception):
@@ -74,6 +72,7 @@ class Store:
         self._db = db
         self.installation_id = ""
         self.destinations = Destinations(db)
+        self.transcripts = Transcripts(db)
 
     @classmethod
     @asynccontextmanager
@@ -124,8 +123,8 @@ class Store:
         def register(db: sqlite3.Connection) -> None:
             try:
                 db.execute(
-                    "INSERT INTO groups (jid, folder, is_main, name, plugins, network, memory_bytes, cpus, pids)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (jid) DO NOTHING",
+                    f"INSERT INTO groups (jid, folder, is_main, {', '.join(_SETTINGS)})"  # noqa: S608 - names of ours
+                    f" VALUES (?, ?, ?, {', '.join('?' for _ in _SETTINGS)}) ON CONFLICT (jid) DO NOTHING",
                     (group.jid, group.folder, group.is_main, *_group_settings(group)),
                 )
             except sqlite3.IntegrityError:
@@ -137,20 +136,16 @@ class Store:
         """Every registered group by its jid."""
         rows = await self._db.read(
             lambda db: db.execute(
-                "SELECT jid, name, folder, is_main, plugins, network, memory_bytes, cpus, pids FROM groups"
+                f"SELECT jid, folder, is_main, {', '.join(_SETTINGS)} FROM groups"  # noqa: S608 - names of ours
             ).fetchall()
         )
-        return {
-            jid: Group(jid, name, folder, bool(is_main), tuple(json.loads(plugins)) if plugins else None, *settings)
-            for jid, name, folder, is_main, plugins, *settings in rows
-        }
+        return {jid: _group(jid, folder, is_main, *settings) for jid, folder, is_main, *settings in rows}
 
     async def update_group(self, group: Group) -> None:
         """Give the group of this jid another name and other settings; its folder never changes."""
         await self._db.write(
             lambda db: db.execute(
-                "UPDATE groups SET name = ?, plugins = ?, network = ?, memory_bytes = ?, cpus = ?, pids = ?"
-                " WHERE jid = ?",
+                f"UPDATE groups SET {', '.join(f'{name} = ?' for name in _SETTINGS)} WHERE jid = ?",  # noqa: S608
                 (*_group_settings(group), group.jid),
             )
         )
@@ -161,7 +156,7 @@ class Store:
             lambda db: db.execute(
                 "INSERT INTO chats VALUES (?, ?, ?) ON CONFLICT (jid) DO UPDATE "
                 "SET name = excluded.name, seen_at = excluded.seen_at",
-                (jid, _storable(name), _now()),
+                (jid, as_text(name), _now()),
             )
         )
 
@@ -200,7 +195,7 @@ class Store:
             lambda db: db.execute(
                 "UPDATE groups SET aside_id = session_id, aside_end = session_end, aside_notice = ?,"
                 " session_id = NULL, session_end = 0 WHERE jid = ? AND session_id IS NOT NULL",
-                (_storable(notice), jid),
+                (as_text(notice), jid),
             )
         )
 
@@ -213,14 +208,14 @@ class Store:
         """
         values = (
             message.chat_jid,
-            _key(message.id),
-            _storable(message.sender),
-            _storable(message.sender_name),
-            _storable(message.content),
+            as_key(message.id),
+            as_text(message.sender),
+            as_text(message.sender_name),
+            as_text(message.content),
             message.timestamp.astimezone(UTC).isoformat(),
             message.is_from_me,
-            message.reply_to and _key(message.reply_to),
-            message.thread and _key(message.thread),
+            message.reply_to and as_key(message.reply_to),
+            message.thread and as_key(message.thread),
         )
 
         def add(db: sqlite3.Connection) -> int | None:
@@ -324,7 +319,7 @@ class Store:
             lambda db: db.execute(
                 "UPDATE messages SET state = 'pending', attempts = attempts + 1, error = ?"
                 " WHERE id IN (SELECT value FROM json_each(?)) AND state = 'claimed'",
-                (_storable(reason), _ids(ids)),
+                (as_text(reason), _ids(ids)),
             )
         )
 
@@ -354,7 +349,7 @@ class Store:
             if session_id:
                 db.execute(
                     "UPDATE groups SET session_id = ?, session_end = coalesce(?, session_end) WHERE jid = ?",
-                    (_storable(session_id), transcript_end, jid),
+                    (as_text(session_id), transcript_end, jid),
                 )
 
         await self._db.write(record)
@@ -408,7 +403,7 @@ class Store:
         """Record that it will not be tried again, and why; `tell` is the chat that hears of it, and the notice."""
 
         def give_up(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE outbox SET state = 'failed', error = ? WHERE id = ?", (_storable(reason), outgoing_id))
+            db.execute("UPDATE outbox SET state = 'failed', error = ? WHERE id = ?", (as_text(reason), outgoing_id))
             if tell:
                 _enqueue(db, *tell, "notice")
 
@@ -427,7 +422,7 @@ class Store:
         def note(db: sqlite3.Connection) -> None:
             db.executemany(
                 "INSERT OR REPLACE INTO plugin_reports VALUES (?, ?, ?, ?)",
-                [(one.plugin, one.part, _storable(one.trouble), _now()) for one in reports],
+                [(one.plugin, one.part, as_text(one.trouble), _now()) for one in reports],
             )
             if notice:
                 _enqueue(db, *notice, "notice")
@@ -443,63 +438,11 @@ class Store:
             )
         )
 
-    # --- transcripts ----------------------------------------------------------------------------------------
-
-    async def append_transcript(
-        self, folder: str, session_id: str, subpath: str, entries: Sequence[dict[str, Any]]
-    ) -> int:
-        """Add transcript entries in order; one with a uuid that is there already is left out.
-
-        Returns the row id behind which whatever is stored later will be.
-        """
-        rows = [(folder, session_id, subpath, _entry_key(entry), _storable_json(entry)) for entry in entries]
-
-        def append(db: sqlite3.Connection) -> int:
-            db.executemany(
-                "INSERT OR IGNORE INTO transcripts (folder, session_id, subpath, uuid, entry) VALUES (?, ?, ?, ?, ?)",
-                rows,
-            )
-            return db.execute("SELECT coalesce(max(id), 0) FROM transcripts").fetchone()[0]
-
-        return await self._db.write(append)
-
-    async def load_transcript(
-        self, folder: str, session_id: str, subpath: str, after: int
-    ) -> tuple[list[dict[str, Any]], int | None]:
-        """A page of a transcript: entries with a row id above `after`, and where the next page starts."""
-
-        def load(db: sqlite3.Connection) -> tuple[list[dict[str, Any]], int | None]:
-            entries: list[dict[str, Any]] = []
-            size = 0
-            for row_id, entry in db.execute(
-                "SELECT id, entry FROM transcripts"
-                " WHERE folder = ? AND session_id = ? AND subpath = ? AND id > ? AND NOT dropped ORDER BY id",
-                (folder, session_id, subpath, after),
-            ):
-                entries.append(json.loads(entry))
-                size += len(entry)
-                if size > _PAGE_CHARACTERS:
-                    return entries, row_id
-            return entries, None
-
-        return await self._db.read(load)
-
-    async def transcript_subpaths(self, folder: str, session_id: str) -> list[str]:
-        """The names of a session's sub-agent transcripts."""
-        rows = await self._db.read(
-            lambda db: db.execute(
-                "SELECT DISTINCT subpath FROM transcripts"
-                " WHERE folder = ? AND session_id = ? AND subpath != '' AND NOT dropped",
-                (folder, session_id),
-            ).fetchall()
-        )
-        return [row[0] for row in rows]
-
 
 def _enqueue(db: sqlite3.Connection, jid: str, text: str, kind: str) -> int | None:
     return db.execute(
         "INSERT INTO outbox (chat_jid, text, kind, created_at) VALUES (?, ?, ?, ?)",
-        (jid, _storable(text), kind, _now()),
+        (jid, as_text(text), kind, _now()),
     ).lastrowid
 
 
@@ -509,7 +452,7 @@ def _fail(db: sqlite3.Connection, jid: str, ids: Sequence[int], reason: str, not
     db.execute(
         "UPDATE messages SET state = 'failed', error = ?, answered_by = ?"
         " WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ?",
-        (_storable(reason), notice_id, _ids(ids), jid),
+        (as_text(reason), notice_id, _ids(ids), jid),
     )
 
 
@@ -528,39 +471,56 @@ def _take_up_aside(db: sqlite3.Connection, jid: str) -> None:
     )
 
 
+#: What of a group can be changed, as its columns.
+_SETTINGS = (
+    *("name", "needs_trigger", "trigger_word", "senders", "commanders", "plugins", "network", "memory_bytes", "cpus"),
+    *("pids", "mounts", "model", "time_zone", "usd_a_day"),
+)
+
+
 def _group_settings(group: Group) -> tuple[Any, ...]:
-    """What of a group can be changed, as its columns."""
-    plugins = _plugin_names(group.plugins)
-    return _storable(group.name), plugins, group.network, group.memory_bytes, group.cpus, group.pids
+    return (
+        *(as_text(group.name), group.needs_trigger, group.trigger),
+        *(_list(group.senders), _list(group.commanders), _list(group.plugins)),
+        *(group.network, group.memory_bytes, group.cpus, group.pids),
+        json.dumps([[mount.host_path, mount.readonly] for mount in group.mounts]),
+        *(group.model, group.time_zone, group.usd_a_day),
+    )
 
 
-def _plugin_names(plugins: tuple[str, ...] | None) -> str | None:
-    return None if plugins is None else json.dumps(plugins)
+def _group(
+    jid: str,
+    folder: str,
+    is_main: int,
+    name: str,
+    needs_trigger: int,
+    trigger: str | None,
+    senders: str | None,
+    commanders: str | None,
+    plugins: str | None,
+    network: str,
+    memory_bytes: int | None,
+    cpus: float | None,
+    pids: int | None,
+    mounts: str,
+    *rest: Any,
+) -> Group:
+    extra = tuple(ExtraMount(path, bool(readonly)) for path, readonly in json.loads(mounts))
+    people = (_names(senders), _names(commanders), _names(plugins))
+    main, needs = bool(is_main), bool(needs_trigger)
+    return Group(jid, name, folder, main, needs, trigger, *people, network, memory_bytes, cpus, pids, extra, *rest)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(json.loads(text))
+
+
+def _list(names: tuple[str, ...] | None) -> str | None:
+    return None if names is None else json.dumps(names)
 
 
 def _ids(ids: Iterable[int]) -> str:
     return json.dumps(list(ids))
-
-
-def _entry_key(entry: dict[str, Any]) -> str | None:
-    key = entry.get("uuid")
-    return _key(key) if isinstance(key, str) else None
-
-
-def _key(text: str) -> str:
-    """A name by which something is known again: two that differ stay different."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _storable(text: str) -> str:
-    """SQLite's text is UTF-8: a question mark takes the place of half a surrogate pair."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _storable_json(entry: dict[str, Any]) -> str:
-    text = json.dumps(entry, ensure_ascii=False)
-    # Half a surrogate pair, where a text was cut inside an emoji, is kept as its escape.
-    return text if text.isascii() or text == _storable(text) else json.dumps(entry)
 
 
 def _now() -> str:

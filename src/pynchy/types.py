@@ -55,27 +55,69 @@ class NewMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtraMount:
+    """A folder of the host that a group's agent sees beside its own, as far as the allowlist lets it."""
+
+    host_path: str
+    readonly: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """A registered chat: `jid` is its address on a channel, `folder` its name on disk.
 
+    Where it `needs_trigger`, a message is answered only if it begins with `trigger` (None for the settings' word)
+    and comes from one of `senders`, by their ids or names on the channel; all others are context. `commanders`
+    may use commands such as `/clear`; None is everyone, there and here.
+
     `plugins` names those whose agent-side parts and host tools its agent has, None for all that are installed.
     `network` is what it may reach: `none`, `public`, `bridge`, or hosts with commas between them. `memory_bytes`,
-    `cpus` and `pids` limit its agent, None where the settings do.
+    `cpus` and `pids` limit its agent, `usd_a_day` what its model requests may cost, `model` is the one it has and
+    `time_zone` (IANA) where its people are; None where the settings say it.
     """
 
     jid: str
     name: str
     folder: str
     is_main: bool = False
+    needs_trigger: bool = True
+    trigger: str | None = None
+    senders: tuple[str, ...] | None = None
+    commanders: tuple[str, ...] | None = None
     plugins: tuple[str, ...] | None = None
     network: str = "public"
     memory_bytes: int | None = None
     cpus: float | None = None
     pids: int | None = None
+    mounts: tuple[ExtraMount, ...] = ()
+    model: str | None = None
+    time_zone: str | None = None
+    usd_a_day: float | None = None
 
     def has_plugin(self, name: str) -> bool:
         """Whether its agent has what this plugin offers."""
         return self.plugins is None or name in self.plugins
+
+
+#: What of a group can be set: the options of the command line, and the arguments of the agent's tools.
+GROUP_SETTINGS: Mapping[str, str] = {
+    "name": "what the chat is called",
+    "needs_trigger": "`yes` where only messages that begin with the trigger are answered, `no` where all are",
+    "trigger": "the word that such a message begins with, as in `@pynchy`, or `default`",
+    "senders": "whom it answers: ids or names with commas between them, or `all`",
+    "commanders": "who may use commands such as /clear: ids or names with commas between them, or `all`",
+    "plugins": "those whose tools, skills and hooks it has: names with commas between them, `all`, or an empty text",
+    "network": "what it may reach: `none`, `public`, hosts with commas between them (NAME, *.NAME, NAME:PORT), or "
+    "`bridge`, the runtime's own network, your local one included",
+    "mounts": "folders of this machine that it sees, where the allowlist lets it: paths with commas between them, "
+    "each with `:rw` where it may write there, or an empty text",
+    "memory": "as in 512m or 2g, or `default`, as PYNCHY_AGENT_MEMORY has it",
+    "cpus": "processors, as in 1.5, or `default`, as PYNCHY_AGENT_CPUS has it",
+    "pids": "processes and threads, or `default`, as PYNCHY_AGENT_PIDS has it",
+    "model": "the model that answers, or `default`, as ANTHROPIC_MODEL has it",
+    "time_zone": "where its people are, as in Europe/Berlin, or `default`, as PYNCHY_TIME_ZONE has it",
+    "usd_a_day": "what its model requests may cost in a day, in US dollars, or `default` for no limit of its own",
+}
 
 
 class NotConnected(Exception):
@@ -87,8 +129,9 @@ class Channel(Protocol):
     """A connection to a messaging service.
 
     Optional members, found by attribute: `prefix_assistant_name: bool` (default true),
-    `max_message_length: int` (characters), `async set_typing(jid, on)`, and `async sync_metadata()`, which is
-    called after each connection and passes on what chats are called.
+    `max_message_length: int` (characters), `async set_typing(jid, on)`, `async send_file(jid, path, caption)`,
+    `async edit_message(jid, message_id, text)` for texts whose id `send_message` has returned, and
+    `async sync_metadata()`, which is called after each connection and passes on what chats are called.
     """
 
     name: str
@@ -164,7 +207,9 @@ class ContainerInput:
     its data folder; `plugin_hooks` an event to its hooks, each `{"plugin", "function", "matcher", "timeout",
     "fail_closed"}`; `plugin_tools` a plugin's name to its host tools, each `{"name", "description",
     "input_schema"}`. `plugin_skills` lists the plugins that have skills. `session_id` names the conversation to
-    resume, None for a new one. `network` is the group's, and says whether there is a proxy to use.
+    resume, None for a new one. `network` is the group's, and says whether there is a proxy to use. `host_tools`
+    describes the tools of the server `pynchy` as `plugin_tools` does those of a plugin. `images` are paths below
+    the attachments' folder, which the model sees with the prompt.
     """
 
     prompt: str
@@ -180,6 +225,8 @@ class ContainerInput:
     assistant_name: str = "Pynchy"
     model: str | None = None
     network: str = "none"
+    host_tools: list[dict[str, Any]] | None = None
+    images: list[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object with every field."""

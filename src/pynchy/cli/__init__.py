@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pynchy.types import GROUP_SETTINGS
+
 Action = Callable[[argparse.Namespace], int]
 
 
@@ -126,17 +128,17 @@ def _groups_list(given: argparse.Namespace) -> int:
 def _groups_add(given: argparse.Namespace) -> int:
     from pynchy.cli import groups
 
-    return groups.add(given.jid, given.folder, given.name, groups.Wishes(**_wishes(given)))
+    return groups.add(given.jid, given.folder, _wishes(given))
 
 
 def _groups_set(given: argparse.Namespace) -> int:
     from pynchy.cli import groups
 
-    return groups.change(given.folder, groups.Wishes(**_wishes(given)))
+    return groups.change(given.folder, _wishes(given))
 
 
-def _wishes(given: argparse.Namespace) -> dict[str, str | None]:
-    return {name: getattr(given, name) for name in _GROUP_SETTINGS}
+def _wishes(given: argparse.Namespace) -> dict[str, str]:
+    return {name: text for name in GROUP_SETTINGS if (text := getattr(given, name)) is not None}
 
 
 def _history_export(given: argparse.Namespace) -> int:
@@ -231,23 +233,11 @@ def _groups(commands: _Commands) -> None:
     add = groups.add("add", _groups_add)
     add.add_argument("jid", help="the chat's address, as `pynchy groups list` shows it")
     add.add_argument("folder", help="the group's folder, a name of its own")
-    add.add_argument("--name", help="what the chat is called")
     change = groups.add("set", _groups_set)
     change.add_argument("folder", help="the group's folder")
     for command in (add, change):
-        for name, meaning in _GROUP_SETTINGS.items():
-            command.add_argument(f"--{name}", help=meaning)
-
-
-#: The options of `groups add` and `groups set`.
-_GROUP_SETTINGS = {
-    "plugins": "those whose tools, skills and hooks it has: names with commas between them, `all`, or an empty text",
-    "network": "what it may reach: `none`, `public`, hosts with commas between them (NAME, *.NAME, NAME:PORT), or "
-    "`bridge`, the runtime's own network, your local one included",
-    "memory": "as in 512m or 2g, or `default`, as PYNCHY_AGENT_MEMORY has it",
-    "cpus": "processors, as in 1.5, or `default`, as PYNCHY_AGENT_CPUS has it",
-    "pids": "processes and threads, or `default`, as PYNCHY_AGENT_PIDS has it",
-}
+        for name, meaning in GROUP_SETTINGS.items():
+            command.add_argument(f"--{name.replace('_', '-')}", help=meaning)
 
 
 def _safe_mode(parser: argparse.ArgumentParser) -> None:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import asdict
+from typing import Any, Protocol
 
 from pynchy.app import AlreadyRunning, CannotStart, home_lock
 from pynchy.cli.output import complain, complain_of_system
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, ask, connect, group_from
-from pynchy.group_limits import LEAST_MEMORY, LEAST_PIDS, as_bytes
+from pynchy.group_settings import apply, in_words
 from pynchy.home import control_socket
-from pynchy.network_policy import NetworkPolicy
 from pynchy.plugin import State, discover_plugins
 from pynchy.store import Store, StoreError
 from pynchy.types import Group, valid_folder
-
-_PLUGINS_FOR_ALL = "all"
-#: Instead of a limit: the one of the settings.
-_DEFAULT = "default"
 
 
 class Registered(Protocol):
@@ -44,53 +39,14 @@ class Registered(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What was asked for on the command line, as it was written; None leaves a setting as it is."""
-
-    plugins: str | None = None
-    network: str | None = None
-    memory: str | None = None
-    cpus: str | None = None
-    pids: str | None = None
-
-    def applied_to(self, group: Group) -> Group:
-        """The group with these settings; ValueError for one that cannot be."""
-        if self.plugins is not None:
-            group = replace(group, plugins=_plugins(self.plugins))
-        if self.network is not None:
-            group = replace(group, network=str(NetworkPolicy.parse(self.network)))
-        if self.memory is not None:
-            group = replace(group, memory_bytes=_limit("--memory", self.memory, as_bytes, LEAST_MEMORY, "256m"))
-        if self.cpus is not None:
-            group = replace(group, cpus=_limit("--cpus", self.cpus, float, 0.01, "0.01"))
-        if self.pids is not None:
-            group = replace(group, pids=_limit("--pids", self.pids, int, LEAST_PIDS, str(LEAST_PIDS)))
-        return group
-
-
-_Number = TypeVar("_Number", int, float)
-
-
-def _limit(option: str, text: str, read: Callable[[str], _Number], least: _Number, in_words: str) -> _Number | None:
-    if text.strip().lower() == _DEFAULT:
-        return None
-    try:
-        value = read(text)
-    except ValueError:
-        value = least - 1
-    if not least <= value < 2**50:
-        raise ValueError(f"{option} {text!r} cannot be: write a number from {in_words} on, or `{_DEFAULT}`")
-    return value
-
-
 def show() -> int:
     """Print the groups, and the chats that could become one."""
 
     async def action(registered: Registered) -> int:
         groups = await registered.groups()
         for group in groups:
-            print(f"{group.folder}{' (main)' if group.is_main else ''}: {group.name}, {group.jid}, {_in_words(group)}")
+            words = [group.name, group.jid, *in_words(group)]
+            print(f"{group.folder}{' (main)' if group.is_main else ''}: {', '.join(words)}")
         known = {group.jid for group in groups}
         for jid, name in sorted((await registered.chats()).items()):
             if jid not in known:
@@ -100,7 +56,7 @@ def show() -> int:
     return _guarded(action)
 
 
-def add(jid: str, folder: str, name: str | None, wishes: Wishes) -> int:
+def add(jid: str, folder: str, wishes: Mapping[str, str]) -> int:
     """Register a chat as a group with a folder."""
 
     async def action(registered: Registered) -> int:
@@ -111,48 +67,31 @@ def add(jid: str, folder: str, name: str | None, wishes: Wishes) -> int:
         for group in await registered.groups():
             if group.jid == jid:
                 return complain(f"The chat {jid} is the group {group.folder!r} already.")
-        called = name or (await registered.chats()).get(jid) or folder
-        await registered.add(wishes.applied_to(Group(jid, called, folder)))
+        group = Group(jid, (await registered.chats()).get(jid) or folder, folder)
+        await registered.add(apply(group, wishes, _installed()))
         print(f"{folder} is the group of {jid}.")
         return 0
 
     return _guarded(action)
 
 
-def change(folder: str, wishes: Wishes) -> int:
+def change(folder: str, wishes: Mapping[str, str]) -> int:
     """Say what a group's agent has and may do."""
 
     async def action(registered: Registered) -> int:
         groups = {group.folder: group for group in await registered.groups()}
         if folder not in groups:
             return complain(f"There is no group {folder!r}; there are: {', '.join(sorted(groups)) or 'none'}.")
-        changed = wishes.applied_to(groups[folder])
+        changed = apply(groups[folder], wishes, _installed())
         await registered.update(changed)
-        print(f"{folder} has {_in_words(changed)}.")
+        print(f"{folder} has {', '.join(in_words(changed))}.")
         return 0
 
     return _guarded(action)
 
 
-def _in_words(group: Group) -> str:
-    plugins = "all plugins" if group.plugins is None else ", ".join(group.plugins) or "no plugins"
-    limits = [
-        *([f"memory {group.memory_bytes // 1024**2} MiB"] if group.memory_bytes else []),
-        *([f"cpus {group.cpus:g}"] if group.cpus else []),
-        *([f"pids {group.pids}"] if group.pids else []),
-    ]
-    return ", ".join([plugins, f"network {group.network}", *limits])
-
-
-def _plugins(text: str | None) -> tuple[str, ...] | None:
-    """`all`, or names with commas between them, each of an installed plugin; ValueError where one is not."""
-    if text is None or text.strip() == _PLUGINS_FOR_ALL:
-        return None
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    installed = {record.name for record in discover_plugins().records if record.state is State.READY}
-    if unknown := sorted(set(names) - installed):
-        raise ValueError(f"No plugin is called {', '.join(unknown)}; there are: {', '.join(sorted(installed))}")
-    return names
+def _installed() -> set[str]:
+    return {record.name for record in discover_plugins().records if record.state is State.READY}
 
 
 class _Running:

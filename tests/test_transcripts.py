@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from stored import column, outbox_that_takes_nothing, queued, rows
 
-from pynchy import store as store_module
+from pynchy import transcripts
 from pynchy.store import Store
 from pynchy.types import Group
 
@@ -36,14 +36,14 @@ async def store(path: Path) -> AsyncIterator[Store]:
 
 async def transcript(store: Store, folder: str = "main", session_id: str = "s", subpath: str = "") -> list[Any]:
     """The uuids of a transcript."""
-    entries, following = await store.load_transcript(folder, session_id, subpath, 0)
+    entries, following = await store.transcripts.load(folder, session_id, subpath, 0)
     assert following is None
     return [entry["uuid"] for entry in entries]
 
 
 async def write(store: Store, uuids: str, folder: str = "main", session_id: str = "s", subpath: str = "") -> int:
     """Append an entry for each letter; returns where the transcript ends now."""
-    return await store.append_transcript(folder, session_id, subpath, [{"uuid": uuid} for uuid in uuids])
+    return await store.transcripts.append(folder, session_id, subpath, [{"uuid": uuid} for uuid in uuids])
 
 
 # --- conversations ------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ async def test_a_conversation_goes_on_behind_its_last_answer(store: Store, path:
     assert await transcript(store) == ["a", "b", "c", "d"], "until somebody resumes"
     assert await store.resume(JID) == "s"
     assert await transcript(store) == ["a", "b"]
-    assert await store.transcript_subpaths("main", "s") == ["sub/answered"]
+    assert await store.transcripts.subpaths("main", "s") == ["sub/answered"]
     assert await transcript(store, subpath="sub/answered") == ["a"]
     assert len(column(path, "SELECT id FROM transcripts WHERE dropped")) == 4, "they are kept"
 
@@ -130,35 +130,35 @@ async def test_a_session_that_was_set_aside_is_taken_up_again_when_a_new_one_fai
 
 async def test_a_transcript_comes_back_as_it_was_and_entries_sent_again_are_left_out(store: Store) -> None:
     first = [{"uuid": "a", "text": "é 🦔"}, {"uuid": "b", "nested": {"list": [1, None, 2.5]}}]
-    await store.append_transcript("main", "s", "", first)
-    await store.append_transcript("main", "s", "", [{"uuid": "b", "text": "changed"}, {"uuid": "c"}])
-    assert await store.load_transcript("main", "s", "", 0) == ([*first, {"uuid": "c"}], None)
+    await store.transcripts.append("main", "s", "", first)
+    await store.transcripts.append("main", "s", "", [{"uuid": "b", "text": "changed"}, {"uuid": "c"}])
+    assert await store.transcripts.load("main", "s", "", 0) == ([*first, {"uuid": "c"}], None)
 
 
 @pytest.mark.parametrize("uuid", [None, {"a": ["dict"]}, 2**80, -1.5, True, [], "no uuid at all"])
 async def test_entries_without_a_uuid_that_is_a_text_are_all_kept(store: Store, uuid: Any) -> None:
     entries: list[dict[str, Any]] = [{"type": "summary"}] if uuid == "no uuid at all" else [{"uuid": uuid}]
-    await store.append_transcript("main", "s", "", entries * 2)
-    await store.append_transcript("main", "s", "", entries)
-    assert await store.load_transcript("main", "s", "", 0) == (entries * 3, None)
+    await store.transcripts.append("main", "s", "", entries * 2)
+    await store.transcripts.append("main", "s", "", entries)
+    assert await store.transcripts.load("main", "s", "", 0) == (entries * 3, None)
 
 
 async def test_half_a_surrogate_pair_in_a_transcript_is_kept(store: Store) -> None:
     entries = [{"uuid": "a \ud83e", "text": "cut \ud83e"}, {"uuid": "b", "text": "whole 🦔", "\udd94": 1}]
-    await store.append_transcript("main", "s", "", entries)
-    await store.append_transcript("main", "s", "", entries)
-    assert await store.load_transcript("main", "s", "", 0) == (entries, None)
+    await store.transcripts.append("main", "s", "", entries)
+    await store.transcripts.append("main", "s", "", entries)
+    assert await store.transcripts.load("main", "s", "", 0) == (entries, None)
 
 
 async def test_a_long_transcript_is_loaded_in_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_PAGE_CHARACTERS", 1000)
+    monkeypatch.setattr(transcripts, "_PAGE_CHARACTERS", 1000)
     entries = [{"uuid": f"{number}", "text": "x" * (number % 7 * 60)} for number in range(100)]
     entries.append({"uuid": "huge", "text": "x" * 5000})
-    await store.append_transcript("main", "s", "", entries)
+    await store.transcripts.append("main", "s", "", entries)
     loaded: list[dict[str, Any]] = []
     pages, after = 0, 0
     while after is not None:
-        page, after = await store.load_transcript("main", "s", "", after)
+        page, after = await store.transcripts.load("main", "s", "", after)
         assert sum(len(one["text"]) for one in page[:-1]) <= 1000
         loaded += page
         pages += 1
@@ -169,21 +169,21 @@ async def test_a_long_transcript_is_loaded_in_pages(store: Store, monkeypatch: p
 async def test_no_folder_session_or_sub_agent_sees_the_entries_of_another(store: Store) -> None:
     keys = [("a", "s", ""), ("b", "s", ""), ("a", "t", ""), ("a", "s", "sub/1"), ("a", "s", "sub/2"), ("b", "s", "own")]
     for number, key in enumerate(keys):
-        await store.append_transcript(*key, [{"uuid": "same", "number": number}, {"number": number}])
+        await store.transcripts.append(*key, [{"uuid": "same", "number": number}, {"number": number}])
     for number, key in enumerate(keys):
-        loaded, following = await store.load_transcript(*key, 0)
+        loaded, following = await store.transcripts.load(*key, 0)
         assert [entry["number"] for entry in loaded] == [number, number]
         assert following is None
-    assert sorted(await store.transcript_subpaths("a", "s")) == ["sub/1", "sub/2"]
-    assert await store.transcript_subpaths("b", "s") == ["own"]
-    assert await store.transcript_subpaths("a", "t") == []
-    assert await store.load_transcript("nobody", "s", "", 0) == ([], None)
+    assert sorted(await store.transcripts.subpaths("a", "s")) == ["sub/1", "sub/2"]
+    assert await store.transcripts.subpaths("b", "s") == ["own"]
+    assert await store.transcripts.subpaths("a", "t") == []
+    assert await store.transcripts.load("nobody", "s", "", 0) == ([], None)
 
 
 async def test_a_transcript_can_be_loaded_while_others_write(store: Store, path: Path) -> None:
     entries = [{"uuid": f"{number}"} for number in range(1000)]
-    await store.append_transcript("main", "s", "", entries)
-    loads = [store.load_transcript("main", "s", "", 0) for _ in range(5)]
+    await store.transcripts.append("main", "s", "", entries)
+    loads = [store.transcripts.load("main", "s", "", 0) for _ in range(5)]
     loaded, *_ = await asyncio.gather(asyncio.gather(*loads), *(store.enqueue(JID, "t", "message") for _ in range(100)))
     assert loaded == [(entries, None)] * 5
     assert len(queued(path)) == 100
