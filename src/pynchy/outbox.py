@@ -8,9 +8,10 @@ from collections.abc import Callable
 import structlog
 
 from pynchy.fault_points import reached
+from pynchy.outgoing import Outgoing
 from pynchy.plugin_calls import PluginRaised, ask_async
 from pynchy.router import next_part
-from pynchy.store import Outgoing, Store
+from pynchy.store import Store
 from pynchy.types import Channel, NotConnected
 
 log = structlog.get_logger(__name__)

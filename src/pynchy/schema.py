@@ -131,6 +131,9 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX messages_asking ON messages (chat_jid, id) WHERE state = 'pending' AND asks;
     -- A file that goes out with the text, by its path below the home's `sent` folder.
     ALTER TABLE outbox ADD COLUMN file TEXT;
+    -- Whether the chat's own conversation has still to hear of it: a task said it, or another chat's agent.
+    ALTER TABLE outbox ADD COLUMN unseen INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX outbox_unseen ON outbox (chat_jid, id) WHERE unseen;
     ALTER TABLE transcripts ADD COLUMN at TEXT;
     UPDATE transcripts SET at = json_extract(entry, '$.timestamp') WHERE json_valid(entry);
     -- What was said, by its words.

@@ -20,6 +20,7 @@ import structlog
 
 from pynchy.database import Database, as_key, as_text
 from pynchy.destinations import Destinations
+from pynchy.outgoing import Outgoing, enqueue
 from pynchy.schema import NewerSchema, migrate
 from pynchy.transcripts import Transcripts
 from pynchy.types import ExtraMount, Group, NewMessage, PluginReport
@@ -49,20 +50,6 @@ class Outcome:
     """How a message ended: `error` is None where it was answered."""
 
     error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """Something to be sent: a reply, a message the agent sent by itself, or a notice of the host.
-
-    `sent` is how many characters of it have been sent already.
-    """
-
-    id: int
-    chat_jid: str
-    text: str
-    kind: str
-    sent: int = 0
 
 
 class Store:
@@ -226,7 +213,7 @@ class Store:
                 values,
             ).fetchone()
             if row and answer is not None:
-                outbox_id = _enqueue(db, message.chat_jid, answer, "notice")
+                outbox_id = enqueue(db, message.chat_jid, answer, "notice")
                 db.execute("UPDATE messages SET state = 'done', answered_by = ? WHERE id = ?", (outbox_id, row[0]))
             return row[0] if row else None
 
@@ -339,7 +326,7 @@ class Store:
 
         def record(db: sqlite3.Connection) -> None:
             _forget_aside(db, jid)
-            reply_id = _enqueue(db, jid, reply, "reply") if reply else None
+            reply_id = enqueue(db, jid, reply, "reply") if reply else None
             db.execute(
                 # The plus keeps SQLite from reading the whole chat through an index for these few rows.
                 "UPDATE messages SET state = 'done', error = NULL, answered_by = ?"
@@ -369,7 +356,7 @@ class Store:
 
     async def enqueue(self, jid: str, text: str, kind: str) -> None:
         """Queue a text for a chat; `kind` is reply, message or notice."""
-        await self._db.write(lambda db: _enqueue(db, jid, text, kind))
+        await self._db.write(lambda db: enqueue(db, jid, text, kind))
 
     async def chats_with_queued(self) -> list[str]:
         """The chats that something waits to be sent to, longest waiting first."""
@@ -384,7 +371,7 @@ class Store:
         """What is to be sent to a chat next."""
         row = await self._db.read(
             lambda db: db.execute(
-                "SELECT id, chat_jid, text, kind, sent FROM outbox WHERE chat_jid = ? AND state = 'queued'"
+                "SELECT id, chat_jid, text, kind, sent, file FROM outbox WHERE chat_jid = ? AND state = 'queued'"
                 " ORDER BY id LIMIT 1",
                 (jid,),
             ).fetchone()
@@ -405,7 +392,7 @@ class Store:
         def give_up(db: sqlite3.Connection) -> None:
             db.execute("UPDATE outbox SET state = 'failed', error = ? WHERE id = ?", (as_text(reason), outgoing_id))
             if tell:
-                _enqueue(db, *tell, "notice")
+                enqueue(db, *tell, "notice")
 
         await self._db.write(give_up)
 
@@ -425,7 +412,7 @@ class Store:
                 [(one.plugin, one.part, as_text(one.trouble), _now()) for one in reports],
             )
             if notice:
-                _enqueue(db, *notice, "notice")
+                enqueue(db, *notice, "notice")
 
         await self._db.write(note)
 
@@ -439,16 +426,9 @@ class Store:
         )
 
 
-def _enqueue(db: sqlite3.Connection, jid: str, text: str, kind: str) -> int | None:
-    return db.execute(
-        "INSERT INTO outbox (chat_jid, text, kind, created_at) VALUES (?, ?, ?, ?)",
-        (jid, as_text(text), kind, _now()),
-    ).lastrowid
-
-
 def _fail(db: sqlite3.Connection, jid: str, ids: Sequence[int], reason: str, notice: str) -> None:
     _take_up_aside(db, jid)
-    notice_id = _enqueue(db, jid, notice, "notice")
+    notice_id = enqueue(db, jid, notice, "notice")
     db.execute(
         "UPDATE messages SET state = 'failed', error = ?, answered_by = ?"
         " WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ?",
@@ -459,7 +439,7 @@ def _fail(db: sqlite3.Connection, jid: str, ids: Sequence[int], reason: str, not
 def _forget_aside(db: sqlite3.Connection, jid: str) -> None:
     row = db.execute("SELECT aside_notice FROM groups WHERE jid = ? AND aside_id IS NOT NULL", (jid,)).fetchone()
     if row:
-        _enqueue(db, jid, row[0], "notice")
+        enqueue(db, jid, row[0], "notice")
         db.execute("UPDATE groups SET aside_id = NULL, aside_end = NULL, aside_notice = NULL WHERE jid = ?", (jid,))
 
 
