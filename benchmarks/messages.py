@@ -13,10 +13,10 @@ from statistics import median
 
 from benchmarks.table import Row
 from pynchy.agent_plugins import plugin_parts
+from pynchy.agent_setup import agent_owner
 from pynchy.app import Service
 from pynchy.config import Settings
 from pynchy.container_runner import CLIENT_VARIABLES
-from pynchy.conversations import agent_owner
 from pynchy.model_gateway import Upstream
 from pynchy.plugin import ContainerRuntime, OciRuntime, PluginRegistry
 from pynchy.runtime import agent_image

@@ -21,11 +21,11 @@ from unittest.mock import patch
 from aiohappyeyeballs import AddrInfoType
 
 from benchmarks.table import Row
+from pynchy.agent_setup import agent_owner
 from pynchy.app import Service
 from pynchy.channels.terminal import terminal_jid
 from pynchy.config import Settings
 from pynchy.container_runner import spawn
-from pynchy.conversations import agent_owner
 from pynchy.egress import Egress
 from pynchy.model_gateway import Upstream
 from pynchy.plugin import ContainerRuntime, PluginRegistry

@@ -118,11 +118,21 @@ def main(kind: str) -> None:
             if frame[0]["type"] in ("reply", "http.data"):
                 answers.append(frame[1].decode())
         result(ids, "\n".join(sorted(answers)))
+    if kind == "does-strange-things":
+        send("doing", tool="Bash\n\x1b[2J", detail="\u202e\ud800 rm\t -rf\r\n/" + "x" * 50_000)
+        result(ids, ask_to_act(ids))
+    if kind == "exits-while-doing":
+        send("doing", tool="Bash", detail="look for tulips")
+        sys.exit(3)
+    if kind == "floods-with-doing":
+        for number in range(20_000):
+            send("doing", tool="Bash", detail=f"thing {number} " + "x" * 1000)
+        result(ids, "done")
     if kind == "floods":
         for number in range(20_000):
             send("log", text=f"line {number} " + "x" * 1000)
         result(ids, "done")
-    if kind in ("answers", "fails-the-first-time"):
+    if kind in ("answers", "fails-the-first-time", "names-the-pictures"):
         result(ids)
     if kind == "answers-when-told":
         folder = Path(os.environ["TMPDIR"]) / json.loads(first[1])["group_folder"]
@@ -132,7 +142,8 @@ def main(kind: str) -> None:
         result(ids)
     while frame := read_frame():
         if frame[0]["type"] == "message":
-            result(frame[0]["ids"], frame[1].decode())
+            said = str(len(frame[0]["images"])) if kind == "names-the-pictures" else frame[1].decode()
+            result(frame[0]["ids"], said)
         elif frame[0]["type"] == "close":
             return
 

@@ -188,7 +188,7 @@ async def test_what_breaks_in_our_own_code_is_tried_again_and_then_said(
             raise ZeroDivisionError("half a plugin")
         return plugin_parts(*given)
 
-    monkeypatch.setattr("pynchy.conversations.plugin_parts", breaking)
+    monkeypatch.setattr("pynchy.agent_setup.plugin_parts", breaking)
     async with start_service(RogueRuntime("answers")) as service:
         chat = Chat(service)
         assert await chat.ask("hello") == "an answer"
@@ -204,7 +204,7 @@ async def test_what_breaks_in_our_own_code_is_tried_again_and_then_said(
 async def test_containers_that_nobody_uses_are_removed_while_the_service_runs_and_no_others(
     start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pynchy.app._REAP_EVERY", 0.1)
+    monkeypatch.setattr("pynchy.orphans._REAP_EVERY", 0.1)
     docker = docker_runtime()
     async with start_service(docker) as service:
         chat, prefix = Chat(service), service.container_prefix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -137,7 +138,7 @@ async def test_a_channel_that_cannot_be_created_is_reported_and_the_others_run(s
         await until(lambda: trouble(service) == "")
         assert trouble(service, "raises") == "SystemExit: no token"
         assert trouble(service, "wrong") == "create_channel() returned object, which is no Channel"
-        await service.register_group(Group(LOFT, "Loft", "loft"))
+        await service.register_group(Group(LOFT, "Loft", "loft", needs_trigger=False))
         assert post.channel
         await post.channel.arrive("hello")
         async with asyncio.timeout(20):
@@ -152,7 +153,7 @@ async def test_a_member_that_raises_hurts_no_other_channel(member: str, start_se
     post = PigeonPost()
     async with start_service(RogueRuntime("answers"), registry_of(Magpie(**{member: raises}), post)) as service:
         await until(lambda: trouble(service) == "")
-        await service.register_group(Group(LOFT, "Loft", "loft"))
+        await service.register_group(Group(LOFT, "Loft", "loft", needs_trigger=False))
         assert post.channel
         await post.channel.arrive("hello")
         async with asyncio.timeout(20):
@@ -237,13 +238,19 @@ async def test_on_message_returns_once_the_message_is_stored_and_a_redelivery_is
             assert rows(tmp_path / "home/pynchy.db", "SELECT content FROM messages") == [("hello",)]
 
 
-async def test_files_that_came_with_a_message_are_named_in_it(start_service: StartService, tmp_path: Path) -> None:
+async def test_files_of_a_chat_that_nobody_answers_are_named_and_not_kept(
+    start_service: StartService, tmp_path: Path
+) -> None:
     post = PigeonPost()
     async with start_service(RogueRuntime("answers"), registry_of(post)):
         assert post.channel
         await post.channel.arrive("listen", attachments=(Attachment("note.ogg", "audio/ogg", b"x"),))
-    found = rows(tmp_path / "home/pynchy.db", "SELECT content FROM messages")
-    assert found == [("listen\n[attached, but not kept: note.ogg (audio/ogg)]",)]
+    ((content, kept),) = rows(tmp_path / "home/pynchy.db", "SELECT content, attachments FROM messages")
+    assert (content, json.loads(kept)) == (
+        "listen",
+        [{"name": "note.ogg", "media_type": "audio/ogg", "size": 1, "file": ""}],
+    )
+    assert not list((tmp_path / "home").rglob("*note*"))
 
 
 async def test_a_flood_arrives_whole_and_in_order(start_service: StartService, tmp_path: Path) -> None:
@@ -272,7 +279,7 @@ async def test_a_context_has_the_plugins_settings_its_folder_and_the_groups(
         assert context.data_dir == tmp_path / "home/plugins/pigeon"
         assert context.data_dir.stat().st_mode & 0o777 == 0o700
         assert context.log.name == "pynchy.plugins.pigeon"
-        await service.register_group(Group(LOFT, "Loft", "loft"))
+        await service.register_group(Group(LOFT, "Loft", "loft", needs_trigger=False))
         groups = context.registered_groups()
         assert groups[LOFT].folder == "loft"
         with pytest.raises(TypeError):
@@ -287,7 +294,7 @@ async def test_what_was_said_before_a_chat_was_registered_is_answered_then(start
     async with start_service(RogueRuntime("answers"), registry_of(post)) as service:
         assert post.channel
         await post.channel.arrive("early")
-        await service.register_group(Group(LOFT, "Loft", "loft"))
+        await service.register_group(Group(LOFT, "Loft", "loft", needs_trigger=False))
         async with asyncio.timeout(20):
             assert await post.channel.sent.get() == (LOFT, "Pynchy: an answer")
 

@@ -26,7 +26,7 @@ class NoHost:
         raise AssertionError("the agent reached the host")
 
     call_tool = call_plugin_tool = note_acting = append_transcript = load_transcript = transcript_subpaths = _refuse
-    forward_model_request = unsolicited = connect = _refuse
+    forward_model_request = unsolicited = connect = send_file = _refuse
 
     async def note_plugin_parts(self, servers: Mapping[str, str], hooks: Mapping[str, str]) -> None:
         """It may tell of its servers."""
@@ -159,9 +159,41 @@ async def test_an_agent_that_never_answers_is_given_up_after_the_hard_limit(give
     assert not run.alive
 
 
-async def test_a_flood_of_frames_is_drained(given: ContainerInput) -> None:
-    run = agent("floods")
+@pytest.mark.parametrize("kind", ["floods", "floods-with-doing"])
+async def test_a_flood_of_frames_is_drained(kind: str, given: ContainerInput) -> None:
+    run = agent(kind)
     assert (await answer(run, given)).text == "done"
+    await run.stop()
+
+
+async def test_what_an_agent_says_it_is_doing_is_one_short_line_until_it_has_answered(given: ContainerInput) -> None:
+    class Looking(NoHost):
+        async def note_acting(self, ids: tuple[int, ...]) -> None:
+            seen.append(run.doing)
+
+    seen: list[str] = []
+    run = AgentRun(RogueRuntime("does-strange-things"), RunSpec((), "x", "no-image"), Looking(), _PATIENT)
+    await answer(run, given)
+    assert run.doing == ""
+    (doing,) = seen
+    assert doing.startswith("Bash [2J: rm -rf /xxx")
+    assert len(doing) == 120
+    await run.stop()
+
+
+async def test_an_agent_that_has_ended_does_nothing(given: ContainerInput) -> None:
+    run = agent("exits-while-doing")
+    with pytest.raises(AgentFailed, match="exit code 3"):
+        await answer(run, given)
+    assert run.doing == ""
+    await run.stop()
+
+
+async def test_more_pictures_than_a_line_can_name_do_not_break_the_wire(given: ContainerInput) -> None:
+    run = agent("names-the-pictures")
+    await answer(run, given)
+    run.send("look", (2,), [f"{number}-{'x' * 100}.png" for number in range(1000)])
+    assert (await run.result()).text == "200"
     await run.stop()
 
 

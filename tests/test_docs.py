@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -11,15 +12,16 @@ from pathlib import Path
 
 import pytest
 import uv
+from supervisors import StandIns
 from support import REPOSITORY, RUNTIMES, pynchy
 
-from pynchy import egress
+from pynchy import egress, group_settings, mount_security
 from pynchy.config import Settings
 from pynchy.destinations import Destination
 from pynchy.status import Status
 from pynchy.testing import RuntimeConformance
 from pynchy.tunnel import MAX_TUNNELS, WINDOW
-from pynchy.types import Group
+from pynchy.types import Group, VolumeMount
 
 PAGES = sorted(
     path
@@ -28,6 +30,7 @@ PAGES = sorted(
 )
 UV = uv.find_uv_bin()
 README = (REPOSITORY / "README.md").read_text()
+MOUNTS_PAGE = (REPOSITORY / "docs/mounts.md").read_text()
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -75,7 +78,22 @@ def sh_commands(beginning: str) -> list[str]:
     )
 
 
+@pytest.fixture
+def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pynchy's home in that of a person with the folders and the allowlist of the page of mounts."""
+    person, home = tmp_path / "person", tmp_path / "person/.local/share/pynchy"
+    monkeypatch.setenv("HOME", str(person))
+    monkeypatch.setenv("PYNCHY_HOME", str(home))
+    for folder in (home, *(person / name for name in ("Documents/recipes", "Documents/shopping", "taxes"))):
+        folder.mkdir(parents=True)
+    (home / "mounts.toml").write_text(*blocks(MOUNTS_PAGE, "toml"))
+    for path in (person, *person.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    return home
+
+
 @pytest.mark.parametrize("command", sh_commands("pynchy groups set "))
+@pytest.mark.usefixtures("documents")
 def test_a_setting_of_a_group_can_be_made_as_it_is_written(command: str) -> None:
     folder = shlex.split(command)[3]
     assert pynchy("groups", "add", "pigeon:loft", folder).returncode == 0
@@ -83,6 +101,31 @@ def test_a_setting_of_a_group_can_be_made_as_it_is_written(command: str) -> None
     done = pynchy(*shlex.split(command.replace("agenda,notes", "hello"))[1:])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{folder} has ")
+
+
+def test_a_folder_on_the_page_of_mounts_is_mounted_or_refused_as_it_is_written(documents: Path) -> None:
+    def mounts(asked: str) -> tuple[VolumeMount, ...]:
+        group = group_settings.apply(Group("pigeon:loft", "Loft", "loft"), {"mounts": asked}, ())
+        return mount_security.extra_mounts(documents, group, [group])
+
+    rows = re.findall(r"^\| `(~[^`]+)` \| `([^`]+)`(, read-only)? \|$", MOUNTS_PAGE, re.MULTILINE)
+    assert len(rows) == 2
+    for asked, inside, readonly in rows:
+        (mount,) = mounts(asked)
+        assert (mount.container_path, mount.readonly) == (inside, bool(readonly))
+    sentence, names = blocks(MOUNTS_PAGE, "text")
+    with pytest.raises(mount_security.MountRefused) as refused:
+        mounts("~/taxes")
+    assert str(refused.value).replace(str(documents.parents[2]), "~") == sentence.strip()
+    assert " ".join(names.split()) == " ".join(mount_security._BLOCKED)
+    harmless = " and ".join(", ".join(f"`{name}`" for name in mount_security._HARMLESS).rsplit(", ", 1))
+    assert f"Not refused are {harmless}," in MOUNTS_PAGE
+
+
+def test_the_limits_on_the_page_of_mounts_are_those_of_the_code() -> None:
+    assert f"| folders of one chat | {mount_security._MOST_MOUNTS} |" in MOUNTS_PAGE
+    assert f"are looked through at each start | {mount_security._MOST_ENTRIES:,} |" in MOUNTS_PAGE
+    assert f"| {mount_security._MOST_LEVELS} levels, {mount_security._CHECKED_WITHIN:.0f} s |" in MOUNTS_PAGE
 
 
 def test_the_status_on_the_page_of_the_network_is_what_is_said() -> None:
@@ -161,3 +204,63 @@ def test_the_code_on_a_runtimes_page_is_code_and_its_commands_exist(page: Path) 
         for command in re.findall(r"^pynchy (.*?)(?: #.*)?$", block, re.MULTILINE):
             words = [word for word in shlex.split(command) if not word.startswith("-")][:2]
             assert pynchy(*words, "--help").returncode == 0, command
+
+
+#: What a test can do in the place of a command on the page of operations: it waits for no end, spends nothing and
+#: builds nothing anew.
+INSTEAD = {
+    "pynchy logs -f": "timeout --signal=INT 5 pynchy logs -f",
+    "pynchy smoke": "pynchy smoke --demo",
+    "pynchy image build": "pynchy image build --if-missing",
+    "make agent-env": "make --dry-run agent-env",
+}
+
+
+@pytest.mark.bubblewrap
+def test_the_commands_on_the_page_of_operations_do_as_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RUNTIMES["bubblewrap"]()
+    stand_ins = StandIns(tmp_path / "stand-ins")
+    stand_ins.set("active")  # else it would be missed that no service runs
+    stand_ins.set("lingers")
+    for name, script in {
+        "pynchy": f'exec {sys.executable} -m pynchy "$@"',
+        "ssh": 'shift; PYNCHY_HOME="$HOME/new-machine" exec "$@"',
+    }.items():
+        (stand_ins.directory / name).write_text(f"#!/bin/sh\n{script}\n")
+        (stand_ins.directory / name).chmod(0o755)
+    for name, value in {
+        "PATH": stand_ins.path,
+        "HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "CONTAINER_RUNTIME": "bubblewrap",
+    }.items():
+        monkeypatch.setenv(name, value)
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(checkout)], check=True)
+    assert pynchy("ask", "--demo", "hello").returncode == 0
+    (tmp_path / "home/.env").write_text("ANTHROPIC_API_KEY=sk-not-a-key\n")
+    # As root, of the machine's units it sees an empty folder.
+    (tmp_path / "units").mkdir()
+    hidden = 'mount --bind "$0" /etc/systemd/system && exec "$@"'
+    apart = ["unshare", "--mount", "sh", "-c", hidden, str(tmp_path / "units")] if os.geteuid() == 0 else []
+    page = (REPOSITORY / "docs/operations.md").read_text()
+    commands = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    assert set(INSTEAD) <= set(commands)
+    for command in commands:
+        words = [*apart, "bash", "-o", "pipefail", "-c", INSTEAD.get(command, command)]
+        done = subprocess.run(words, cwd=checkout, capture_output=True, text=True, timeout=90)
+        # No service runs, and of a credential that is none nobody can say so.
+        fine = (0, 1) if command in ("pynchy service status", "pynchy doctor") else (0,)
+        assert done.returncode in fine, (command, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr, (command, done.stderr)
+    assert (tmp_path / "new-machine/pynchy.db").exists()
+    assert (tmp_path / "pynchy-restored/pynchy.db").exists()
+    assert [call for call in stand_ins.calls() if "disable --now" in call or "bootout" in call]
+    written = re.findall(r"^\| (?:Linux|macOS)[^|]*\| `([^`]+)` \|$", page, re.MULTILINE)
+    assert written == [
+        "~/.config/systemd/user/pynchy.service",
+        "/etc/systemd/system/pynchy.service",
+        "~/Library/LaunchAgents/io.pynchy.plist",
+    ]

@@ -8,25 +8,28 @@ import os
 import re
 import sqlite3
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
 from support import BUSY, CREDENTIAL, RUNTIMES, Chat, StartService
 
+from pynchy.agent_setup import agent_owner
 from pynchy.config import load_settings
 from pynchy.container_runner import AgentRun, Limits
-from pynchy.conversations import agent_owner
+from pynchy.costs import Costs
 from pynchy.credential import Credential
 from pynchy.egress import Egress
+from pynchy.group_host import GroupHost
 from pynchy.home import make_private
-from pynchy.host_tools import GroupHost
+from pynchy.host_tools import HostTools
 from pynchy.model_gateway import ModelGateway, Upstream
 from pynchy.plugin import ContainerRuntime, PluginRegistry
 from pynchy.plugin_reports import PluginReports
 from pynchy.store import Store
 from pynchy.testing import Cut, Fail, ScriptedModel, Stall
 from pynchy.types import INTERRUPTED, ContainerInput, Group, RunSpec
-from pynchy.workspace import attachments_folder, group_folder, group_mounts, stage_runner
+from pynchy.workspace import group_mounts, stage_runner
 from pynchy_plugin_hello import HelloPlugin
 
 pytestmark = pytest.mark.anyio
@@ -98,8 +101,7 @@ async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: Scripted
         Store.open(settings.home / "pynchy.db") as store,
         ModelGateway.open(Upstream(model.base_url)) as gateway,
     ):
-        folder, attachments = group_folder(settings.home, group, owner), attachments_folder(settings.home, group)
-        mounts = group_mounts(folder, stage_runner(settings.home), attachments)
+        mounts = group_mounts(settings.home, group, stage_runner(settings.home), owner)
         spec = RunSpec(mounts, "pynchy-test-interrupt", "", user=owner)
 
         async def nothing(*_: object) -> None:
@@ -108,7 +110,15 @@ async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: Scripted
         credential = Credential(settings, gateway, nothing, print, nothing, replaceable=False)
         egress = Egress(store.destinations, 0)
         services = GroupHost(
-            lambda: group, store, gateway, credential, print, PluginReports(store, group.jid, print), egress
+            lambda: group,
+            store,
+            gateway,
+            credential,
+            print,
+            PluginReports(store, group.jid, print),
+            egress,
+            cast("HostTools", None),
+            Costs(settings, store, group.jid, print),
         )
         run = AgentRun(runtime, spec, services, Limits())
         await run.start(ContainerInput(prompt="hello", group_folder="main", chat_jid=group.jid), (1,))

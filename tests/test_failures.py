@@ -23,6 +23,12 @@ def failure(
     return Failure(reason, model, reported, resumed, attempts)
 
 
+def held_back() -> Failure:
+    """A failure of which the host itself is the reason."""
+    model = ModelFailure(402, "this chat may spend nothing", held_back=True)
+    return Failure("API Error: 402 this chat may spend nothing", model, reported=True, resumed=True, attempts=0)
+
+
 @pytest.mark.parametrize("status", [None, 408, 409, 429, 500, 502, 503, 504, 529])
 @pytest.mark.parametrize("resumed", [True, False])
 def test_what_may_be_better_in_a_moment_is_tried_again(status: int | None, resumed: bool) -> None:
@@ -33,6 +39,10 @@ def test_what_may_be_better_in_a_moment_is_tried_again(status: int | None, resum
 def test_what_will_not_be_better_is_not_tried_again(status: int) -> None:
     assert failure(status).verdict is Verdict.GIVE_UP
     assert failure(status, resumed=True).verdict is Verdict.GIVE_UP
+
+
+def test_a_request_that_the_host_holds_back_is_not_made_again() -> None:
+    assert held_back().verdict is Verdict.GIVE_UP
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -75,6 +85,7 @@ def test_what_was_interrupted_is_not_begun_again() -> None:
         (failure(529), "the model's API is overloaded (HTTP 529)"),
         (failure(503), "the model's API has trouble of its own (HTTP 503)"),
         (failure(None), "the model's API cannot be reached: refused"),
+        (held_back(), "this chat may spend nothing"),
         (failure(403, "You may not use this model. (HTTP 403)"), "You may not use this model. (HTTP 403)"),
         (failure(seen=False), "API Error: something"),
         (failure(400), "API Error: something"),

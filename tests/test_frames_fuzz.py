@@ -156,8 +156,8 @@ class World:
         starting = Service.start(load_settings(), upstream, PluginRegistry(), self._runtime)
         self._service = await self._exits.enter_async_context(starting)
         # Not through the service, which would answer what waits there.
-        await self._service._store.register_group(Group(_THEIRS, "theirs", "theirs"))
-        await self._service.register_group(Group(_MINE, "mine", "mine"))
+        await self._service._store.register_group(Group(_THEIRS, "theirs", "theirs"), lambda *_: True)
+        await self._service.register_group(Group(_MINE, "mine", "mine", needs_trigger=False))
         # Laid out by the first agent's start, and the same from then on.
         plugin_parts(PluginRegistry(), self._database.parent, Group(_MINE, "mine", "mine"), None)
         self._exits.enter_context(self._service.terminal.attached(_MINE, self._hear))
@@ -367,6 +367,8 @@ bodies = {
     "ready": objects(mcp_servers=lists(objects(name=values, status=values, error=values)), hooks=objects(watch=values)),
     "trouble": st.just(""),
     "accepted": st.just(""),
+    "doing": st.just(""),
+    "file": st.just("bytes") | values,
     "progress": objects(ids=id_lists, tool=values) | anything,
     "result": objects(ids=st.just("[]"), text=texts, error=st.just("null"), session_id=sessions),
     "session.append": lists(objects(uuid=keys, text=values)),
@@ -387,6 +389,11 @@ fields: dict[str, dict[str, st.SearchStrategy[str]]] = {
     "request": {
         "name": st.sampled_from(['"send_message"', '"send_message"']) | values,
         "plugin": st.just("null") | values,
+    },
+    "doing": {"tool": values, "detail": texts | values},
+    "file": {
+        "name": st.sampled_from(['"a.txt"', '"../../a"', '"\\ud800/\\u001b"']) | values,
+        "arguments": st.sampled_from(['"{}"', '"{\\"caption\\": \\"look\\"}"', '"[]"', '"{\\"path\\": 7}"']) | values,
     },
     "trouble": {"plugin": values, "text": texts},
     "http.request": {
@@ -410,7 +417,7 @@ def tame(draw: st.DrawFn) -> Raw:
     """A frame that is one, whatever it asks for."""
     kind = draw(st.sampled_from(sorted(bodies)))
     its_fields = {name: draw(strategy) for name, strategy in fields.get(kind, {}).items()}
-    if kind not in ("ready", "log", "error") or draw(st.booleans()):
+    if kind not in ("ready", "log", "error", "doing") or draw(st.booleans()):
         its_fields["id"] = draw(streams)
     return Raw(kind, its_fields, draw(bodies[kind]), draw(st.sampled_from([1, 1, 1, 2, 5])))
 
@@ -552,7 +559,7 @@ def _depth_limit() -> int:
 
 
 def test_a_call_is_answered_or_refused_however_long_its_name_is(world: World) -> None:
-    for kind in ("request", "session.load", "progress", "http.request"):
+    for kind in ("request", "file", "session.load", "progress", "http.request"):
         for length in (100, 60_000, 65_400, 65_430, 65_450):
             name = "n" * length + "last"
             account = world.print_frames([READY], last=Raw(kind, {"id": f'"{name}"'}, "{}"))
@@ -571,7 +578,7 @@ def test_pieces_belong_together_by_type_and_id_in_whatever_order_they_come(world
     assert sorted(account.texts) == sorted(["fine", *said])
 
 
-@pytest.mark.parametrize("kind", ["request", "session.load", "progress", "http.request"])
+@pytest.mark.parametrize("kind", ["request", "file", "session.load", "progress", "http.request"])
 def test_a_call_that_is_cut_short_before_it_began_leaves_nothing_behind(world: World, kind: str) -> None:
     call = Raw(kind, {"id": "1"}, "{}")
     assert world.print_frames([READY, call, Raw("http.cancel", {"id": "1"}), ANSWER]).states == ["done"]

@@ -29,20 +29,32 @@ def home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_chat_becomes_a_group_with_the_plugins_it_is_given(home: Path) -> None:
     assert pynchy("groups", "add", "terminal:work", "work", "--name", "Work", "--plugins", "hello").returncode == 0
     assert pynchy("groups", "add", "terminal:play", "play").returncode == 0
-    assert "work: Work, terminal:work, hello, network public" in pynchy("groups", "list").stdout.splitlines()
-    assert "play: play, terminal:play, all plugins, network public" in pynchy("groups", "list").stdout.splitlines()
+    assert (
+        "work: Work, terminal:work, trigger default, hello, network public"
+        in pynchy("groups", "list").stdout.splitlines()
+    )
+    assert (
+        "play: play, terminal:play, trigger default, all plugins, network public"
+        in pynchy("groups", "list").stdout.splitlines()
+    )
     greet = '/tool mcp__hello__greet {"name": "Ada"}'
     assert pynchy("ask", "--demo", "--group", "work", greet).stdout.startswith("Hello, Ada!")
-    assert pynchy("groups", "set", "work", "--plugins", "").stdout == "work has no plugins, network public.\n"
+    assert (
+        pynchy("groups", "set", "work", "--plugins", "").stdout
+        == "work has trigger default, no plugins, network public.\n"
+    )
     assert "Hello, Ada!" not in pynchy("ask", "--demo", "--group", "work", greet).stdout
-    assert pynchy("groups", "set", "work", "--plugins", "all").stdout == "work has all plugins, network public.\n"
+    assert (
+        pynchy("groups", "set", "work", "--plugins", "all").stdout
+        == "work has trigger default, all plugins, network public.\n"
+    )
     assert pynchy("ask", "--demo", "--group", "work", greet).stdout.startswith("Hello, Ada!")
 
 
 @pytest.mark.bubblewrap
 def test_a_group_is_given_a_network_policy_and_limits_and_keeps_what_is_not_named(home: Path) -> None:
     pynchy("groups", "add", "terminal:work", "work", "--network", "Example.COM, *.example.net", "--memory", "1g")
-    begin = "work has all plugins, network example.com,*.example.net"
+    begin = "work has trigger default, all plugins, network example.com,*.example.net"
     assert pynchy("groups", "set", "work", "--cpus", "1.5", "--pids", "99").stdout == (
         f"{begin}, memory 1024 MiB, cpus 1.5, pids 99.\n"
     )
@@ -59,10 +71,10 @@ _MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("add", "terminal:x", "x", "--network", "the web"), "'the web' is no host name."),
     (("set", "main", "--network", "127.0.0.1"), "127.0.0.1 is no public address, and a policy opens no other."),
     (("set", "main", "--network", "pubilc"), "'pubilc' is no host of the internet: its name has no dot."),
-    (("set", "main", "--memory", "2 apples"), "--memory '2 apples' cannot be: write a number from 256m on"),
-    (("set", "main", "--memory", "1k"), "--memory '1k' cannot be"),
-    (("set", "main", "--cpus", "nan"), "--cpus 'nan' cannot be"),
-    (("set", "main", "--pids", "1e3"), "--pids '1e3' cannot be"),
+    (("set", "main", "--memory", "2 apples"), "memory '2 apples' cannot be: write a number from 256m on"),
+    (("set", "main", "--memory", "1k"), "memory '1k' cannot be"),
+    (("set", "main", "--cpus", "nan"), "cpus 'nan' cannot be"),
+    (("set", "main", "--pids", "1e3"), "pids '1e3' cannot be"),
     (("set", "nope", "--plugins", "all"), "There is no group 'nope'; there are: main."),
 ]
 
@@ -85,7 +97,10 @@ def test_a_chat_that_a_channel_has_seen_is_listed_by_its_name(home: Path) -> Non
         db.execute("INSERT INTO chats VALUES ('pigeon:loft', 'The loft', '2026-01-01T00:00:00+00:00')")
     assert "not registered: The loft, pigeon:loft" in pynchy("groups", "list").stdout.splitlines()
     pynchy("groups", "add", "pigeon:loft", "loft")
-    assert "loft: The loft, pigeon:loft, all plugins, network public" in pynchy("groups", "list").stdout.splitlines()
+    assert (
+        "loft: The loft, pigeon:loft, trigger default, all plugins, network public"
+        in pynchy("groups", "list").stdout.splitlines()
+    )
 
 
 # --- history ------------------------------------------------------------------------------------------------

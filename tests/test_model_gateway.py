@@ -16,7 +16,9 @@ from structlog.testing import capture_logs
 
 from pynchy.config import load_settings
 from pynchy.loopback import Exchange, LoopbackServer, Request
-from pynchy.model_gateway import ModelFailure, ModelGateway, Upstream
+from pynchy.model_gateway import Free, ModelFailure, ModelGateway, Upstream
+from pynchy.model_usage import Figures
+from pynchy.testing import Cut, Fail, ScriptedModel, Stall
 from pynchy.wire import MAX_BYTES, MAX_LINE, Frame, FrameWriter, read_frames
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -69,6 +71,20 @@ class Answer:
         return self.frames[-1].json_body()["error"]
 
 
+class Ledger:
+    """A meter that keeps what it is told, and lets nothing be asked while it has a reason."""
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+        self.counted: list[Figures] = []
+
+    def refusal(self) -> str | None:
+        return self.why
+
+    def count(self, figures: Figures) -> None:
+        self.counted.append(figures)
+
+
 class Asking:
     """A gateway, and the agent's side of its pipe."""
 
@@ -77,6 +93,7 @@ class Asking:
         self.out = out
         self.frames = frames
         self.noted: list[ModelFailure | None] = []
+        self.meter = Ledger()
 
     async def __call__(
         self,
@@ -90,7 +107,7 @@ class Asking:
         return await self.with_fields(fields, body)
 
     async def with_fields(self, fields: Mapping[str, Any], body: bytes = b"{}") -> Answer:
-        await self.gateway.forward(Frame("http.request", dict(fields), body), self.out, self.noted.append)
+        await self.gateway.forward(Frame("http.request", dict(fields), body), self.out, self.noted.append, self.meter)
         answer = [await anext(self.frames)]
         while answer[-1].type not in ("http.end", "http.failed"):
             answer.append(await anext(self.frames))
@@ -444,7 +461,7 @@ async def test_an_answer_streams_through_as_it_is_made() -> None:
 
     async with LoopbackServer(handler) as server, asking(Upstream(server.base_url)) as ask:
         frame = Frame("http.request", {"id": 1, "method": "POST", "target": "/v1/messages", "headers": []})
-        forwarding = asyncio.create_task(ask.gateway.forward(frame, ask.out, ask.noted.append))
+        forwarding = asyncio.create_task(ask.gateway.forward(frame, ask.out, ask.noted.append, ask.meter))
         assert (await anext(ask.frames)).type == "http.response"
         assert (await anext(ask.frames)).body == b"first"
         go_on.set()
@@ -462,7 +479,7 @@ async def test_answers_to_several_requests_at_once_are_kept_apart(api: Api) -> N
         await asyncio.gather(
             *(
                 ask.gateway.forward(
-                    Frame("http.request", {**fields, "id": number}, b"%03d" % number), ask.out, ask.noted.append
+                    Frame("http.request", {**fields, "id": number}, b"%03d" % number), ask.out, print, Free()
                 )
                 for number in range(50)
             )
@@ -560,7 +577,7 @@ async def test_an_agent_that_does_not_read_holds_its_answer_up_and_its_end_ends_
     writing = asyncio.create_task(out.run())
     async with LoopbackServer(handler) as server, ModelGateway.open(Upstream(server.base_url)) as gateway:
         fields = {"id": 1, "method": "POST", "target": "/v1/messages", "headers": []}
-        forwarding = asyncio.create_task(gateway.forward(Frame("http.request", fields, b"{}"), out, print))
+        forwarding = asyncio.create_task(gateway.forward(Frame("http.request", fields, b"{}"), out, print, Free()))
         while not out._room._waiters:  # pyright: ignore[reportAttributeAccessIssue]
             await asyncio.sleep(0.01)
         # An answer without an end waits in the sockets now, and what is in memory is little.
@@ -612,6 +629,99 @@ async def test_what_does_not_leave_the_container_is_not_noted(api: Api) -> None:
     async with asking(api.upstream) as ask:
         await ask("/v1/files")
         assert ask.noted == []
+
+
+# --- what it costs ------------------------------------------------------------------------------------------
+
+
+QUESTION = json.dumps(
+    {"model": "claude-sonnet-4-5", "stream": True, "messages": [{"role": "user", "content": "words " * 5000}]}
+).encode()
+#: What the scripted model says that the question took, and its answer to it.
+TOOK = Figures("claude-sonnet-4-5", len(QUESTION) // 4, 7509)
+
+
+async def test_the_figures_of_an_answer_are_the_meters_whether_it_is_streamed_or_not(model: ScriptedModel) -> None:
+    async with asking(Upstream(model.base_url)) as ask:
+        streamed = await ask("/v1/messages?beta=true", QUESTION)
+        assert ask.meter.counted == [TOOK]
+        whole = json.dumps({**json.loads(QUESTION), "stream": False}).encode()
+        answer = await ask(body=whole)
+        assert ask.meter.counted[1:] == [Figures("claude-sonnet-4-5", len(whole) // 4, 7509)]
+    assert streamed.body.startswith(b"event: message_start")
+    assert streamed.body.rstrip().endswith(b'data: {"type": "message_stop"}'), "it passes as it is"
+    assert json.loads(answer.body)["usage"]["output_tokens"] == 7509
+
+
+async def test_an_answer_that_is_cut_is_counted_as_far_as_it_came(model: ScriptedModel) -> None:
+    async with asking(Upstream(model.base_url)) as ask:
+        for events in (1, 4):
+            model.fail_next(Cut(events))
+            assert (await ask(body=QUESTION)).kinds[-1] == "http.failed"
+    begun, halfway = ask.meter.counted
+    assert begun == Figures(TOOK.model, TOOK.input_tokens, 1)
+    assert halfway == Figures(TOOK.model, TOOK.input_tokens, 2 * 4096 // 4), "two pieces of text had come"
+
+
+async def test_an_answer_that_the_agent_gives_up_is_counted_as_far_as_it_came(model: ScriptedModel) -> None:
+    async with asking(Upstream(model.base_url)) as ask:
+        model.fail_next(Stall(3))
+        forwarding = asyncio.create_task(ask(body=QUESTION))
+        seen = b""
+        while b"content_block_delta" not in seen:
+            seen += (await anext(ask.frames)).body
+        forwarding.cancel()
+        await asyncio.gather(forwarding, return_exceptions=True)
+        assert ask.meter.counted == [Figures(TOOK.model, TOOK.input_tokens, 4096 // 4)]
+
+
+async def test_what_the_agent_does_not_read_is_counted_all_the_same(model: ScriptedModel) -> None:
+    class Gone:
+        def write(self, data: bytes) -> None:
+            raise ConnectionError
+
+        async def drain(self) -> None:
+            """Never reached."""
+
+    out, meter = FrameWriter(Gone()), Ledger()
+    writing = asyncio.create_task(out.run())
+    fields = {"id": 1, "method": "POST", "target": "/v1/messages", "headers": []}
+    async with ModelGateway.open(Upstream(model.base_url)) as gateway:
+
+        async def ask_until_it_is_noticed() -> None:
+            while True:
+                await gateway.forward(Frame("http.request", fields, QUESTION), out, print, meter)
+
+        with pytest.raises(ConnectionError):
+            await ask_until_it_is_noticed()
+    await asyncio.gather(writing, return_exceptions=True)
+    assert TOOK in meter.counted
+
+
+async def test_what_is_no_answer_is_not_counted(model: ScriptedModel) -> None:
+    async with asking(Upstream(model.base_url)) as ask:
+        for status in (400, 401, 429, 500, 529):
+            model.fail_next(Fail(status))
+            assert (await ask(body=QUESTION)).status == status
+        assert (await ask("/v1/messages/count_tokens", QUESTION)).status == 200
+        await ask("/v1/files", QUESTION)
+    async with asking(Upstream("http://127.0.0.1:9")) as nowhere:
+        await nowhere(body=QUESTION)
+    assert ask.meter.counted == nowhere.meter.counted == []
+
+
+async def test_a_request_that_the_meter_holds_back_does_not_leave_and_the_reason_is_noted(api: Api) -> None:
+    async with asking(api.upstream) as ask:
+        ask.meter.why = "this chat may spend nothing"
+        answer = await ask()
+        assert (answer.status, answer.kinds[-1], answer.headers["x-should-retry"]) == (402, "http.end", "false")
+        error = {"type": "billing_error", "message": "this chat may spend nothing"}
+        assert json.loads(answer.body) == {"type": "error", "error": error}
+        assert ask.noted == [ModelFailure(402, "this chat may spend nothing", held_back=True)]
+        assert api.requests == []
+        assert (await ask("/v1/messages/count_tokens")).status == 200, "that costs nothing"
+        ask.meter.why = None
+        assert (await ask()).status == 200
 
 
 async def test_the_upstream_can_be_replaced_while_it_is_used(api: Api) -> None:

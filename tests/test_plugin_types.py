@@ -196,7 +196,7 @@ async def test_a_host_tool_answers_and_its_secret_is_nowhere_inside(
 
 async def registered(service: Service, plugins: tuple[str, ...] | None = None) -> None:
     """Make the pigeon's loft a group."""
-    await service.register_group(Group("pigeon:loft", "Loft", "loft", plugins=plugins))
+    await service.register_group(Group("pigeon:loft", "Loft", "loft", needs_trigger=False, plugins=plugins))
 
 
 async def give_plugins(service: Service, *plugins: str) -> None:

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import cast
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from pynchy.store import StoredMessage
 from pynchy.testing.scripted_model import unwrap
 from pynchy.types import Channel
 
+BERLIN = ZoneInfo("Europe/Berlin")
 NOON = datetime(2024, 5, 1, 12, 0, 0, 987654, tzinfo=UTC)
 
 _MARKUP = st.sampled_from(
@@ -40,24 +42,23 @@ def stored(content: str, sender: str = "Ada") -> StoredMessage:
 
 
 def test_a_prompt_names_the_sender_and_the_local_time_of_each_message() -> None:
-    moment = NOON.astimezone().isoformat(timespec="seconds")
-    assert format_prompt([stored("hello"), stored("and <b>", 'B & "o"')]) == (
+    assert format_prompt([stored("hello"), stored("and <b>", 'B & "o"')], BERLIN) == (
         "<messages>\n"
-        f'<message sender="Ada" time="{moment}">hello</message>\n'
-        f'<message sender=\'B &amp; "o"\' time="{moment}">and &lt;b&gt;</message>\n'
+        '<message sender="Ada" time="2024-05-01T14:00:00+02:00">hello</message>\n'
+        '<message sender=\'B &amp; "o"\' time="2024-05-01T14:00:00+02:00">and &lt;b&gt;</message>\n'
         "</messages>"
     )
 
 
 @given(st.lists(st.tuples(any_text, any_text), min_size=1, max_size=4))
 def test_whatever_is_written_is_what_arrives(messages: list[tuple[str, str]]) -> None:
-    prompt = format_prompt([stored(content, sender) for content, sender in messages])
+    prompt = format_prompt([stored(content, sender) for content, sender in messages], BERLIN)
     assert unwrap(prompt) == "\n".join(content.strip() for content, _ in messages)
 
 
 @given(st.lists(st.tuples(xml_text, xml_text), min_size=1, max_size=4))
 def test_a_prompt_is_xml_with_exactly_the_messages_in_it(messages: list[tuple[str, str]]) -> None:
-    root = ElementTree.fromstring(format_prompt([stored(content, sender) for content, sender in messages]))
+    root = ElementTree.fromstring(format_prompt([stored(content, sender) for content, sender in messages], BERLIN))
     assert root.tag == "messages"
     assert [(child.tag, child.text or "", child.attrib["sender"], len(child)) for child in root] == [
         ("message", content, sender, 0) for content, sender in messages
@@ -66,7 +67,7 @@ def test_a_prompt_is_xml_with_exactly_the_messages_in_it(messages: list[tuple[st
 
 @given(any_text)
 def test_no_name_can_leave_its_attribute_or_its_line(sender: str) -> None:
-    line = format_prompt([stored("text", sender)]).split("\n")[1]
+    line = format_prompt([stored("text", sender)], BERLIN).split("\n")[1]
     head, _, rest = line.rpartition(" time=")
     assert rest.endswith(">text</message>")
     quoted = head.removeprefix("<message sender=")

@@ -13,6 +13,7 @@ from pynchy.status import Status
 from pynchy.types import Group, NewMessage, PluginReport
 
 MAIN = Group("terminal:main", "main", "main", is_main=True)
+FAILED = ("wa:1", datetime(2026, 3, 1, 12, tzinfo=UTC), "it ended")
 FAMILY = Group("wa:1", "Family", "family", network="example.com")
 
 
@@ -24,9 +25,14 @@ def test_each_subject_has_a_line_and_each_destination_its_counts() -> None:
         Destination("gone", "example.com", 443, 1, 0, 1, 1, ""),
     ]
     running, waiting = frozenset({MAIN.jid}), frozenset({FAMILY.jid, MAIN.jid})
-    assert Status("docker", [MAIN, FAMILY], running, waiting, 5, seen, ["voice: broken"]).lines() == [
+    assert Status(
+        "docker", [MAIN, FAMILY], running, waiting, 5, seen, ["voice: broken"], FAILED, ["$1"], [3]
+    ).lines() == [
         "Agents: main (at most 5 at once), in docker",
         "Waiting: family",
+        "Tasks at work: 3",
+        "$1",
+        f"Last message without an answer in family, {FAILED[1].astimezone():%Y-%m-%d %H:%M}: it ended",
         "Network of main: public",
         "  (others): 2 connections today, 1.0 kB sent, 5.0 GB received, 1 refused",
         "Network of family: example.com",
@@ -53,7 +59,7 @@ async def test_a_chat_hears_of_itself_alone_and_main_of_all_and_no_agent_is_star
     start_service: StartService,
 ) -> None:
     async with start_service(RogueRuntime("answers"), PluginRegistry()) as service:
-        await service.register_group(Group("terminal:family", "Family", "family"))
+        await service.register_group(Group("terminal:family", "Family", "family", needs_trigger=False))
         await service.reports.note([PluginReport("voice", "mcp", "Connection closed")])
         said = {}
         for folder in ("main", "family"):
@@ -74,9 +80,10 @@ async def test_a_chat_hears_of_itself_alone_and_main_of_all_and_no_agent_is_star
         again = NewMessage("same", "terminal:main", "u", "u", "/status", datetime.now(UTC))
         assert await service.on_message(again) is not None
         assert await service.on_message(again) is None  # a redelivery is answered once
-    assert said["family"] == ["Agents: none (at most 5 at once), in rogue\nNetwork: public"]
+    assert said["family"] == ["Agents: none (at most 5 at once), in rogue\nModel: $0.00 today\nNetwork: public"]
     assert said["main"][0].splitlines() == [
         "Agents: none (at most 5 at once), in rogue",
+        "Model: $0.00 today",
         "Network of main: public",
         "Network of family: public",
         "Plugin voice: its MCP server does not work (Connection closed); `pynchy plugins check voice` says more",

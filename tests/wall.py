@@ -18,20 +18,24 @@ class Listener:
 
     def __init__(self) -> None:
         self.broken: list[str] = []
+        self.doings: list[tuple[str, str]] = []
 
     def on_broken(self, what: str) -> None:
         self.broken.append(what)
 
+    def on_doing(self, tool: str, detail: str) -> None:
+        self.doings.append((tool, detail))
+
 
 @asynccontextmanager
-async def wall(services: Any) -> AsyncIterator[tuple[HostLink, AgentWire]]:
+async def wall(services: Any, listener: Listener | None = None) -> AsyncIterator[tuple[HostLink, AgentWire]]:
     """A runner's link whose requests `services` answers."""
     inside, outside = socket.socketpair()
     inner_reader, inner_writer = await asyncio.open_connection(sock=inside, limit=2 * MAX_LINE)
     outer_reader, outer_writer = await asyncio.open_connection(sock=outside, limit=2 * MAX_LINE)
     frames = FrameWriter(inner_writer)
     link = HostLink(frames)
-    wire = AgentWire("test", services, cast("Any", Listener()), outer_writer)
+    wire = AgentWire("test", services, cast("Any", listener or Listener()), outer_writer)
 
     async def listen() -> None:
         async for frame in read_frames(inner_reader):

@@ -7,6 +7,7 @@ the group whose pipe it came through, whatever it says.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from pynchy.tunnel import MAX_TUNNELS, Tunnel
 from pynchy.types import ContainerOutput
 from pynchy.wire import (
     MAX_CONCURRENT_CALLS,
+    MAX_FILE,
     ByteReader,
     ByteWriter,
     Frame,
@@ -35,6 +37,8 @@ _HELD_AT_LEAST = 16 * 1024  # of each frame
 _MAX_LOGGED = 200  # lines of one agent
 _MAX_ENTRIES = 10_000  # of a transcript, in one frame
 _MAX_REASON = 600  # characters
+_MAX_DOING = 400  # characters, of a tool's name and of what it is used for
+_MAX_FILE_NAME = 200  # characters
 
 
 class HostServices(Protocol):
@@ -46,6 +50,13 @@ class HostServices(Protocol):
 
     async def call_plugin_tool(self, plugin: str, name: str, arguments: Any) -> str:
         """Run a plugin's host tool; raise PermissionError or ValueError with the words for the agent."""
+        ...
+
+    async def send_file(self, name: str, arguments: Any, data: bytes) -> str:
+        """Send a file to the group's chat; raise PermissionError or ValueError with the words for the agent.
+
+        `name` is a printable one without a folder, and as untrusted as `arguments`, those of the tool but its path.
+        """
         ...
 
     async def note_plugin_parts(self, servers: Mapping[str, str], hooks: Mapping[str, str]) -> None:
@@ -92,6 +103,10 @@ class AgentListener(Protocol):
 
     def on_acting(self, ids: tuple[int, ...]) -> None:
         """A tool is about to run for these messages; WireError where they are not its own."""
+        ...
+
+    def on_doing(self, tool: str, detail: str) -> None:
+        """It uses this tool, it says, for this; two empty texts: it has just answered. May come very often."""
         ...
 
     def on_result(self, output: ContainerOutput) -> None:
@@ -155,6 +170,8 @@ class AgentWire:
                 self._note_parts({}, {plugin: text or "?"})
             case "accepted":
                 reached("accepted")  # the answer is what counts; a run that ends without one leaves it open
+            case "doing":
+                self._listener.on_doing(*(_text(frame.fields.get(name))[:_MAX_DOING] for name in ("tool", "detail")))
             case "progress":
                 self._start_call(frame, self._note_acting)
             case "result":
@@ -163,7 +180,7 @@ class AgentWire:
                 self._append_transcript(frame)
             case "session.load":
                 self._start_call(frame, self._load)
-            case "request" | "session.subkeys":
+            case "request" | "file" | "session.subkeys":
                 self._start_call(frame, self._reply)
             case "http.request":
                 self._start_call(frame, self._forward)
@@ -203,6 +220,7 @@ class AgentWire:
         text, error, session = body["text"], body["error"], body["session_id"]
         if not all(value is None or isinstance(value, str) for value in (text, error, session)):
             raise WireError("a result whose text is no text")
+        self._listener.on_doing("", "")
         output = ContainerOutput(_row_ids(body["ids"]), text, session, error)
         previous = self._in_order
 
@@ -295,6 +313,8 @@ class AgentWire:
         await self.out.send(reply)
 
     async def _call(self, frame: Frame) -> Any:
+        if frame.type == "file":
+            return await self._send_file(frame)
         body = frame.json_body()
         if frame.type == "request":
             name, plugin = str(frame.fields.get("name")), frame.fields.get("plugin")
@@ -306,6 +326,13 @@ class AgentWire:
             return await self._services.transcript_subpaths(session)
         entries, following = await self._services.load_transcript(session, subpath, _whole_number(body["after"]))
         return {"entries": entries, "next": following}
+
+    async def _send_file(self, frame: Frame) -> str:
+        if len(frame.body) > MAX_FILE:
+            raise ValueError(f"the file is larger than the {MAX_FILE // 1_000_000} MB that can be sent")
+        name = printable_line(_text(frame.fields.get("name")).rpartition("/")[2], _MAX_FILE_NAME)
+        arguments = json.loads(_text(frame.fields.get("arguments")))
+        return await self._services.send_file(name if name.strip(".") else "file", arguments, frame.body)
 
     def _spawn(self, action: Callable[[], Awaitable[None]], size: int) -> asyncio.Task[None]:
         size += _HELD_AT_LEAST
@@ -329,6 +356,16 @@ async def _run(action: Callable[[], Awaitable[None]], container: str) -> None:
         pass  # the agent is gone; its end is reported by the reader
     except Exception:
         log.exception("a call from an agent failed", container=container)
+
+
+def printable_line(text: str, most: int) -> str:
+    """An untrusted text as one line of at most so many printable characters."""
+    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * most])
+    return " ".join(printable.split())[:most]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _trouble(server: Any) -> str:

@@ -9,42 +9,54 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import structlog
 
 from pynchy.agent_plugins import skills_folder
+from pynchy.agent_setup import AgentSetup, container_prefix
+from pynchy.attachments import discard, keep_all, not_kept
 from pynchy.channel_host import ChannelHost
 from pynchy.channels.terminal import TerminalChannel, terminal_jid
+from pynchy.chat_commands import ChatCommands, change_task
 from pynchy.config import Settings
 from pynchy.control import ControlError, ControlServer
-from pynchy.conversations import STOPPED, STOPPED_NOTICE, Conversations, container_prefix
+from pynchy.conversations import STOPPED, STOPPED_NOTICE, Conversations
+from pynchy.costs import Costs
 from pynchy.credential import Credential
 from pynchy.egress import Egress
 from pynchy.fault_points import reached
+from pynchy.group_host import GroupHost
 from pynchy.group_queue import GroupQueue
+from pynchy.groups import Groups
 from pynchy.home import control_socket, make_private
+from pynchy.host_tools import HostTools
 from pynchy.model_gateway import ModelGateway, Upstream
-from pynchy.network_policy import NetworkPolicy
+from pynchy.orphans import reap_orphans, remove_orphans
 from pynchy.outbox import Outbox
-from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable
-from pynchy.plugin_inventory import records_with_reports
+from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable, State
+from pynchy.plugin_inventory import plugin_line, records_with_reports
 from pynchy.plugin_reports import PluginReports
+from pynchy.progress import Progress
+from pynchy.router import command_in, trigger_of
 from pynchy.runtime import agent_image, get_runtime
+from pynchy.scheduler import Scheduler
 from pynchy.status import Status
-from pynchy.store import Store
-from pynchy.types import Channel, Group, NewMessage, valid_folder
+from pynchy.store import KeptAttachment, Store
+from pynchy.task_runs import TaskHost, TaskRuns, TaskWork
+from pynchy.tasks import Task
+from pynchy.types import Channel, Group, NewMessage
 
 log = structlog.get_logger(__name__)
 
 MAIN_FOLDER = "main"
 _MAIN_JID = terminal_jid(MAIN_FOLDER)
-_REAP_EVERY = 180.0  # seconds
 _MAX_MESSAGE = 200_000  # characters
 
 
@@ -142,14 +154,18 @@ class Service:
         self.terminal = TerminalChannel()
         self.reports = PluginReports(store, _MAIN_JID, self.wake_outbox)
         self.channels = ChannelHost(settings.home, self, self.reports, [self.terminal, *channels])
-        self.outbox = Outbox(store, self.channels.owner_of, settings.assistant_name, _MAIN_JID)
+        self.outbox = Outbox(store, self.channels.owner_of, settings.assistant_name, _MAIN_JID, settings.home)
+        self._progress = Progress(self.channels.owner_of, self.channels.typing, settings.assistant_name)
+        self.groups = Groups(settings, store)
+        self._tools = HostTools(settings, store, self)
+        self._commands = ChatCommands(store, self)
+        self._costs = Costs(settings, store, _MAIN_JID, self.wake_outbox)
         self._store = store
         self._registry = registry
         self._runtime = runtime
-        self._groups: dict[str, Group] = {}
         self._settling: dict[int, asyncio.Future[str | None]] = {}
         self._queue: GroupQueue | None = None
-        self._credential: Credential | None = None
+        self._scheduler: Scheduler | None = None
 
     @classmethod
     @asynccontextmanager
@@ -172,38 +188,43 @@ class Service:
             stack.enter_context(home_lock(settings.home))
             store = await stack.enter_async_context(Store.open(settings.home / "pynchy.db"))
             service = cls(settings, store, registry, runtime, demo, channels)
-            gateway = await stack.enter_async_context(ModelGateway.open(upstream))
-            egress = Egress(store.destinations, settings.network_bytes_a_day)
+            service._gateway = await stack.enter_async_context(ModelGateway.open(upstream))
+            egress = service._egress = Egress(store.destinations, settings.network_bytes_a_day)
             stack.callback(egress.close)
             await egress.begin()
+            await service._costs.begin()
+            stack.push_async_callback(service._costs.end)
+            prefix = container_prefix(store)
             # A run of an earlier service gave no answer any more; its containers may still be running.
-            await asyncio.to_thread(remove_orphans, runtime, container_prefix(store), frozenset())
+            await asyncio.to_thread(remove_orphans, runtime, prefix, frozenset())
             await store.release(None, STOPPED, STOPPED_NOTICE)
             await asyncio.to_thread(shutil.rmtree, skills_folder(settings.home), ignore_errors=True)
-            await service.register_group(Group(_MAIN_JID, "main", MAIN_FOLDER, is_main=True))
+            await service.register_group(Group(_MAIN_JID, "main", MAIN_FOLDER, is_main=True, needs_trigger=False))
             credential = service._credential = Credential(
-                settings, gateway, service._say_to_main, service._held_up, service._wake_pending, replaceable=not demo
-            )
-            conversations = Conversations(
                 settings,
-                store,
-                gateway,
-                credential,
-                runtime,
-                registry,
-                service.reports,
-                egress,
-                service.outbox.wake,
-                service._settle,
-                service._groups.get,
-                service.channels.typing,
+                service._gateway,
+                service._say_to_main,
+                service._held_up,
+                service._wake_pending,
+                replaceable=not demo,
             )
-            service._queue = GroupQueue(settings.max_concurrent_containers, conversations.work)
+            setup = AgentSetup(settings, store, runtime, registry, service.reports, lambda: service.groups.by_jid)
+            conversations = service._conversations = Conversations(setup, store, credential, service)
+            tasks = service._task_runs = TaskRuns(setup, store, credential, service)
+            service._queue = GroupQueue(
+                settings.max_concurrent_containers,
+                lambda place: tasks.work(place) if tasks.owns(place.jid) else conversations.work(place),
+            )
             stack.push_async_callback(service._queue.close)
+            stack.push_async_callback(service._progress.stop)
+            scheduler = service._scheduler = Scheduler(
+                store.tasks, service.zone_of, tasks.start, hold=lambda: not credential.usable
+            )
             for action in (
                 service.outbox.run(),
                 credential.watch(),
-                reap_orphans(runtime, container_prefix(store), conversations.containers),
+                reap_orphans(runtime, prefix, setup.containers),
+                scheduler.run(),
             ):
                 stack.push_async_callback(_cancelled, asyncio.get_running_loop().create_task(action))
             await service.reports.begin(registry.records)
@@ -217,74 +238,151 @@ class Service:
             yield service
 
     door: ControlServer
+    _gateway: ModelGateway
+    _egress: Egress
+    _credential: Credential
+    _conversations: Conversations
+    _task_runs: TaskRuns
+
+    # --- groups ---------------------------------------------------------------------------------------------
 
     async def register_group(self, group: Group) -> None:
-        """Answer this chat from now on; one that is registered already stays as it is.
-
-        ValueError where its folder belongs to another chat or can be nobody's, or its network policy is none.
-        """
-        if not valid_folder(group.folder):
-            raise ValueError(
-                f"a group's folder cannot be called {group.folder!r}: use lower-case letters, digits, `-` and `_`"
-            )
-        NetworkPolicy.parse(group.network)
-        await self._store.register_group(group)
-        self._groups.update(await self._store.groups())
-        if self._queue:
-            self._queue.wake(group.jid)  # what was said before it was registered waits for an answer
+        """Answer this chat from now on; one that is registered already stays as it is. ValueError."""
+        await self.groups.register(group)
+        self.wake(group.jid)
 
     async def update_group(self, group: Group) -> None:
-        """Let a group's next agent have these settings; one that is idle now is ended.
+        """Let a group's next agent have these settings; one that is idle now is ended. ValueError."""
+        await self.groups.update(group)
+        self.wake(group.jid)
+        self.wake_scheduler()
 
-        ValueError where its network policy is none.
-        """
-        NetworkPolicy.parse(group.network)
-        await self._store.update_group(group)
-        self._groups.update(await self._store.groups())
-        if self._queue:
-            self._queue.wake(group.jid)
+    async def remove_group(self, folder: str) -> None:
+        """Answer a chat no longer, and end its tasks; ValueError for the main chat, and where there is none."""
+        removed = await self.groups.remove(folder)
+        await self.stop_agents(removed)
+        self.wake(removed.jid)
 
-    def registered_groups(self) -> dict[str, Group]:
+    def registered_groups(self) -> Mapping[str, Group]:
         """Every group by its jid."""
-        return self._groups
+        return self.groups.by_jid
+
+    def group(self, jid: str) -> Group | None:
+        """The group of a chat as it is now."""
+        return self.groups.by_jid.get(jid)
+
+    def zone_of(self, folder: str) -> ZoneInfo:
+        """Where the people of a group are."""
+        return self.groups.zone_of(folder)
+
+    def installed_plugins(self) -> frozenset[str]:
+        """The plugins that a group can have."""
+        return frozenset(record.name for record in self._registry.records if record.state is State.READY)
 
     async def known_chats(self) -> dict[str, str]:
         """The names of the chats that channels have seen, by jid."""
         return await self._store.chats()
 
+    async def people(self, folder: str) -> dict[str, str]:
+        """Who has written in a group's chat: what each is called, by their ids."""
+        return await self._store.people(await self.group_jid(folder))
+
     # --- the way in -----------------------------------------------------------------------------------------
 
-    async def on_message(self, message: NewMessage) -> int | None:
-        """Store a message and wake its group; returns once it is durable. None: it was there already."""
+    async def on_message(self, message: NewMessage, asks: bool | None = None) -> int | None:
+        """Store a message and wake its group; returns once it is durable. None: it was there already.
+
+        Whether it asks for an answer is for its group to say, unless it is known.
+        """
         reached("received")
-        group = self._groups.get(message.chat_jid)
-        answer = await self._answer_itself(message.content, group) if group else None
-        row_id = await self._store.add_message(message, answer)
+        group = self.group(message.chat_jid)
+        kept = await self._keep_attachments(message, group)
+        answer = await self._answer_itself(message, group) if group else None
+        if asks is None:
+            asks = self.groups.is_asked(message)
+        try:
+            row_id = await self._store.add_message(message, answer, asks, kept)
+        except BaseException:
+            if group:
+                discard(self.settings.home, group, kept)
+            raise
         reached("committed")
-        if answer is not None:
+        if row_id is None:
+            if group:
+                discard(self.settings.home, group, kept)
+        elif answer is not None:
             self.outbox.wake()
-            return row_id
-        if row_id is not None and message.chat_jid in self._groups and self._queue:
+        elif group and asks and self._queue:
             self._queue.wake(message.chat_jid)
         return row_id
 
-    async def _answer_itself(self, text: str, group: Group) -> str | None:
-        """What the host says to a message that no agent is to see; None where one is. Main hears of all groups."""
-        if text.strip().lower() != "/status":
+    async def _keep_attachments(self, message: NewMessage, group: Group | None) -> tuple[KeptAttachment, ...]:
+        if not message.attachments:
+            return ()
+        if group is None or await self._store.has_message(message.chat_jid, message.id):
+            return not_kept(message.attachments)
+        limit = self.settings.attachment_bytes
+        return await asyncio.to_thread(keep_all, self.settings.home, group, message.attachments, limit)
+
+    async def _answer_itself(self, message: NewMessage, group: Group) -> str | None:
+        """What the host says to a message that no agent is to see; None where one is."""
+        command = command_in(message.content, trigger_of(group, self.settings.default_trigger))
+        if command is None or await self._store.has_message(message.chat_jid, message.id):
             return None
-        return "\n".join(await self.status(None if group.is_main else group))
+        return await self._commands.answer(command, message, group)
 
     async def status(self, group: Group | None = None) -> list[str]:
-        """How the service is, in lines of text; of one group or of all."""
+        """How the service is, in lines of text; of one group or of all. Main hears of all groups."""
+        groups = [group] if group else list(self.groups.by_jid.values())
         return Status(
             self._runtime.name,
-            [group] if group else list(self._groups.values()),
+            groups,
             frozenset(self.groups_running),
             frozenset(await self._store.chats_with_pending()),
             self.settings.max_concurrent_containers,
             await self._store.destinations.today(group.folder if group else None),
             [] if group else self.reports.troubles(),
+            await self._store.last_failure(group.jid if group else None),
+            self._costs.summary_lines(groups, overall=group is None),
+            self._task_runs.running,
         ).lines()
+
+    def plugin_lines(self) -> list[str]:
+        """Every installed plugin, and what is wrong with it."""
+        reports = self.reports.by_plugin()
+        return [plugin_line(record, reports.get(record.name, {})) for record in self._registry.records]
+
+    async def stop_agents(self, group: Group) -> str | None:
+        """End what a group's agents do; what to say of it, None where nothing was to be ended."""
+        tasks = await self._task_runs.stop(group.folder)
+        said = await self._conversations.stop(group.jid)
+        return said or ("Stopped." if tasks else None)
+
+    async def begin_anew(self, group: Group) -> None:
+        """Let a group's next message begin a new conversation."""
+        await self._conversations.renew(group.jid)
+
+    async def change_task(self, action: str, task: Task) -> Task:
+        """Pause, resume or cancel a task; ValueError where that cannot be."""
+        changed = await change_task(self._store, action, task, self.zone_of(task.folder))
+        self.wake_scheduler()
+        return changed
+
+    async def tasks(self, folder: str | None) -> list[str]:
+        """The scheduled tasks of one group or of all, a line each."""
+        return [task.in_words(self.zone_of(task.folder), folder is None) for task in await self._store.tasks.of(folder)]
+
+    async def task(self, task_id: int) -> Task:
+        """A task by its number; ControlError where there is none."""
+        task = await self._store.tasks.get(task_id)
+        if task is None:
+            raise ControlError(f"There is no task {task_id}; `pynchy tasks list` lists those there are.")
+        return task
+
+    async def task_runs(self, task: Task) -> list[str]:
+        """What became of a task's latest runs, newest first, a line each."""
+        zone = self.zone_of(task.folder)
+        return [run.in_words(zone) for run in await self._store.tasks.runs(task.id)]
 
     async def on_chat_metadata(self, jid: str, name: str) -> None:
         """Remember that a chat exists and what it is called."""
@@ -299,7 +397,8 @@ class Service:
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
         user = os.environ.get("USER") or "user"
         try:
-            row_id = await self.on_message(NewMessage(uuid.uuid4().hex, jid, user, user, text, datetime.now(UTC)))
+            message = NewMessage(uuid.uuid4().hex, jid, user, user, text, datetime.now(UTC), is_from_me=True)
+            row_id = await self.on_message(message, asks=True)
         except sqlite3.Error as error:
             raise ControlError(f"The message could not be stored ({error}): make room, and send it again.") from None
         assert row_id is not None
@@ -307,10 +406,10 @@ class Service:
 
     async def group_jid(self, folder: str) -> str:
         """The chat of the group in this folder."""
-        for jid, group in self._groups.items():
+        for jid, group in self.groups.by_jid.items():
             if group.folder == folder:
                 return jid
-        known = ", ".join(sorted(group.folder for group in self._groups.values()))
+        known = ", ".join(sorted(group.folder for group in self.groups.by_jid.values()))
         raise ControlError(f"There is no group {folder!r}; there are: {known}.")
 
     # --- the way out ----------------------------------------------------------------------------------------
@@ -324,12 +423,13 @@ class Service:
         if (known := await self._store.outcome(row_id)) is not None:
             self._settling.pop(row_id, None)
             return known.error
-        if self._credential and self._credential.known_refused:
+        if self._credential.known_refused:
             self._settling.pop(row_id, None)
             return self._credential.trouble
         return await asyncio.shield(future)
 
-    def _settle(self, ids: tuple[int, ...], error: str | None) -> None:
+    def settled(self, ids: tuple[int, ...], error: str | None) -> None:
+        """These messages are answered, or for this reason will not be."""
         for row_id in ids:
             if (future := self._settling.pop(row_id, None)) and not future.done():
                 future.set_result(error)
@@ -343,6 +443,52 @@ class Service:
         """Something may be sent now."""
         self.outbox.wake()
 
+    def wake_scheduler(self) -> None:
+        """A task may be due at another time now."""
+        if self._scheduler:
+            self._scheduler.wake()
+
+    def wake(self, key: str) -> None:
+        """Give a group, or a task's run, a place in the queue."""
+        if self._queue:
+            self._queue.wake(key)
+
+    def working(self, jid: str, doing: Callable[[], str] | None) -> None:
+        """An agent works for this chat, or no longer."""
+        self._progress.working(jid, doing)
+
+    def refusal(self, group: Group) -> str | None:
+        """Why no model request of this group's may be made now; None where one may."""
+        return self._costs.refusal(group)
+
+    def sends_files(self, jid: str) -> bool:
+        """Whether the channel of a chat can carry a file."""
+        channel = self.channels.owner_of(jid)
+        return channel is None or hasattr(channel, "send_file")  # one that is away is asked when it is back
+
+    def host_of(self, group: Group) -> GroupHost:
+        """A new end of the wire for an agent of this group."""
+        return GroupHost(*self._end_of_wire(group))
+
+    def task_host_of(self, group: Group, work: TaskWork) -> TaskHost:
+        """A new end of the wire for an agent that works for a task."""
+        host = TaskHost(*self._end_of_wire(group))
+        host.work, host.task_id = work, work.run.task_id
+        return host
+
+    def _end_of_wire(self, group: Group) -> tuple[Any, ...]:
+        return (
+            lambda: self.groups.by_jid.get(group.jid, group),
+            self._store,
+            self._gateway,
+            self._credential,
+            self.wake_outbox,
+            self.reports,
+            self._egress,
+            self._tools,
+            self._costs,
+        )
+
     async def flush_outbox(self, jid: str) -> None:
         """Send everything that can be sent to a chat now."""
         await self.outbox.flush(jid)
@@ -354,13 +500,15 @@ class Service:
 
     def _held_up(self, why: str) -> None:
         """Nobody gets an answer for now, and none need wait for it here."""
-        self._settle(tuple(self._settling), why)
+        self.settled(tuple(self._settling), why)
 
     async def _wake_pending(self) -> None:
         assert self._queue
         for jid in await self._store.chats_with_pending():
-            if jid in self._groups:
+            if jid in self.groups.by_jid:
                 self._queue.wake(jid)
+        self._task_runs.wake_all()
+        self.wake_scheduler()
 
     @property
     def container_prefix(self) -> str:
@@ -370,32 +518,11 @@ class Service:
     @property
     def groups_running(self) -> list[str]:
         """The chats whose agents have a place now."""
-        return self._queue.running if self._queue else []
+        return [key for key in self._queue.running if not self._task_runs.owns(key)] if self._queue else []
 
     def plugin_records(self) -> list[dict[str, Any]]:
         """What discovery found at the start, with what has been heard of each plugin's parts since."""
         return records_with_reports(self._registry.records, self.reports.by_plugin())
-
-
-def remove_orphans(runtime: ContainerRuntime, prefix: str, in_use: Collection[str]) -> None:
-    """End this home's containers that nobody uses, and no others: an earlier service left them behind."""
-    stop = getattr(runtime, "stop", None)
-    if stop is None:
-        return
-    try:
-        for name in runtime.list_running_containers(prefix):
-            if name not in in_use:
-                log.warning("removing a container that was left behind", container=name)
-                stop(name)
-    except RuntimeUnavailable as error:
-        log.warning("could not look for containers left behind", error=str(error))
-
-
-async def reap_orphans(runtime: ContainerRuntime, prefix: str, in_use: Collection[str]) -> None:
-    """Do so every few minutes, until cancelled."""
-    while True:
-        await asyncio.sleep(_REAP_EVERY)
-        await asyncio.to_thread(remove_orphans, runtime, prefix, in_use)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

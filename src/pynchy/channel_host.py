@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from pynchy.plugin import Channel, ChannelPlugin, Group, NewMessage, PluginContext, PluginRegistry
+from pynchy.plugin import Attachment, Channel, ChannelPlugin, Group, NewMessage, PluginContext, PluginRegistry
 from pynchy.plugin._crashes import watched
 from pynchy.plugin._errors import PluginRaised, ask
 from pynchy.plugin._settings import plugin_config, plugin_data_dir
@@ -180,7 +179,7 @@ def create_channel(registry: PluginRegistry, plugin: ChannelPlugin, home: Path, 
 
     async def on_message(message: NewMessage) -> None:
         _check_message(message, created[0] if created else None)
-        await behind.on_message(_with_names_of_attachments(message))
+        await behind.on_message(message)
 
     context = PluginContext(
         send_message=behind.send_text,
@@ -230,12 +229,6 @@ async def _quietly(what: str, subject: str, call: Callable[[], Awaitable[None]])
         log.warning("a channel failed", call=what, subject=subject, error=str(error) or "it took too long")
 
 
-def _with_names_of_attachments(message: NewMessage) -> NewMessage:
-    """Files are not kept, and so that nobody thinks they were, the text says what came with it."""
-    lines = [f"[attached, but not kept: {one.name} ({one.media_type})]" for one in message.attachments]
-    return replace(message, content="\n".join([message.content, *lines]).strip()) if lines else message
-
-
 def _check_message(message: Any, channel: Channel | None) -> None:
     """Refuse what cannot be stored or is not the channel's, in words for its author."""
     if not isinstance(message, NewMessage):
@@ -247,5 +240,7 @@ def _check_message(message: Any, channel: Channel | None) -> None:
         raise ValueError("a message needs an id and a chat_jid")
     if not isinstance(message.timestamp, datetime) or message.timestamp.tzinfo is None:
         raise ValueError("the timestamp of a message must be a datetime with a time zone, in UTC")
+    if not all(isinstance(one, Attachment) for one in message.attachments):
+        raise TypeError("the attachments of a message must be Attachment objects")
     if channel is not None and not channel.owns_jid(message.chat_jid):
         raise ValueError(f"the chat {message.chat_jid!r} does not belong to the channel {channel.name!r}")

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from pynchy.agent_wire import AgentWire, HostServices
+from pynchy.agent_wire import AgentWire, HostServices, printable_line
 from pynchy.fault_points import reached
 from pynchy.home import pynchy_home
 from pynchy.plugin import ContainerRuntime, RuntimeUnavailable
@@ -47,6 +47,8 @@ CLIENT_VARIABLES = (
 )
 _STDERR_KEPT = 4000  # bytes, the last ones
 _MAX_REASON = 600  # characters
+_MAX_DOING = 120  # characters
+_MOST_IMAGES = 200  # are named in the line of a frame; it is fewer that the model sees
 
 
 class AgentFailed(Exception):
@@ -90,6 +92,8 @@ class AgentRun:
         self._stderr = bytearray()
         #: The messages for which a tool may have run.
         self.acted: set[int] = set()
+        #: What it says it is doing, "" between two answers: one printable line, and no more than its word.
+        self.doing = ""
 
     @property
     def name(self) -> str:
@@ -130,11 +134,16 @@ class AgentRun:
             json_frame("input", given.to_dict(), id="input", ids=list(ids), version=PROTOCOL_VERSION)
         )
 
-    def send(self, prompt: str, ids: tuple[int, ...]) -> None:
-        """Give it more messages. It holds them while it is answering, then answers all it holds at once."""
+    def send(self, prompt: str, ids: tuple[int, ...], images: Sequence[str] = ()) -> None:
+        """Give it more messages. It holds them while it is answering, then answers all it holds at once.
+
+        A prompt that is `/compact`, with or without instructions behind it, is answered by itself. `images` are
+        paths below the attachments' folder.
+        """
         assert self._wire is not None
         self._batches.append(ids)
-        self._wire.out.send_nowait(Frame("message", {"id": f"message-{ids[0]}", "ids": list(ids)}, prompt.encode()))
+        head = {"id": f"message-{ids[0]}", "ids": list(ids), "images": list(images[:_MOST_IMAGES])}
+        self._wire.out.send_nowait(Frame("message", head, prompt.encode()))
 
     async def result(self) -> ContainerOutput:
         """Its next answer; AgentFailed where it ends, or takes too long, without one."""
@@ -222,6 +231,10 @@ class AgentRun:
             raise WireError("messages that it was not given")
         self.acted.update(ids)
 
+    def on_doing(self, tool: str, detail: str) -> None:
+        """It uses this tool, it says, for this; or none any more."""
+        self.doing = printable_line(f"{tool}: {detail}" if detail else tool, _MAX_DOING)
+
     def on_result(self, output: ContainerOutput) -> None:
         """Take an answer, if it is one to the oldest messages that it has, whole batches of them."""
         left = output.ids
@@ -236,6 +249,7 @@ class AgentRun:
             return
         for _ in range(answered):
             self._batches.popleft()
+        self._ready.set()  # it may have been interrupted before it was
         self._results.put_nowait(output)
 
     def on_trouble(self, reason: str) -> None:
@@ -286,6 +300,7 @@ class AgentRun:
 
     def _end(self, reason: str) -> None:
         self._failure = self._failure or reason
+        self.doing = ""
         if self._wire:
             self._wire.out.close()
         if not self._over.is_set():

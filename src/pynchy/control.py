@@ -4,13 +4,18 @@ Each connection carries one operation. Both sides send lines of JSON; the client
 operation. The command line is the client.
 
     hello                  -> {"event": "hello", "demo", "pid", "version"}
-    ask {group, text}      -> text events, then {"event": "settled", "error"}
-    chat {group}           -> text events for as long as the client stays; its lines {"say": TEXT} go in
-    status                 -> {"event": "status", "lines"}
+    ask {group, text}      -> text events and notes, then {"event": "settled", "error"}
+    chat {group}           -> text events and notes for as long as the client stays; its lines {"say": TEXT} go in
+    status                 -> {"event": "lines", "lines"}
     plugins                -> {"event": "plugins", "records"}
     groups                 -> {"event": "groups", "groups", "chats"}
-    add-group {group}, set-group {group}
+    people {group}         -> {"event": "people", "people"}
+    add-group {group}, set-group {group}, remove-group {group}
                            -> {"event": "done"}
+    stop {group}, clear {group}
+                           -> {"event": "lines", "lines"}
+    tasks {group}          -> {"event": "lines", "lines"}, of all where the group is null
+    task {action, id}      -> {"event": "lines", "lines"}; the actions are pause, resume, cancel and runs
 
 Where an operation cannot be done the answer is {"event": "error", "message"}.
 """
@@ -24,13 +29,16 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from zoneinfo import ZoneInfo
 
 import structlog
 
 from pynchy import __version__
 from pynchy.channels.terminal import TerminalChannel
+from pynchy.tasks import Task
 from pynchy.types import ExtraMount, Group
 
 log = structlog.get_logger(__name__)
@@ -117,6 +125,46 @@ class Behind(Protocol):
 
     async def status(self) -> list[str]:
         """How the service is, in lines of text."""
+        ...
+
+    async def people(self, folder: str) -> dict[str, str]:
+        """Who has written in a group's chat: what each is called, by their ids; ControlError."""
+        ...
+
+    def group(self, jid: str) -> Group | None:
+        """The group of a chat."""
+        ...
+
+    async def remove_group(self, folder: str) -> None:
+        """Answer a chat no longer; ValueError where that cannot be."""
+        ...
+
+    async def stop_agents(self, group: Group) -> str | None:
+        """End what a group's agents do; what to say of it, None where nothing was to be ended."""
+        ...
+
+    async def begin_anew(self, group: Group) -> None:
+        """Let a group's next message begin a new conversation."""
+        ...
+
+    async def tasks(self, folder: str | None) -> list[str]:
+        """The scheduled tasks of one group or of all, a line each."""
+        ...
+
+    async def task(self, task_id: int) -> Task:
+        """A task by its number; ControlError where there is none."""
+        ...
+
+    async def change_task(self, action: str, task: Task) -> Task:
+        """Pause, resume or cancel a task; ValueError where that cannot be."""
+        ...
+
+    async def task_runs(self, task: Task) -> list[str]:
+        """What became of a task's latest runs, a line each."""
+        ...
+
+    def zone_of(self, folder: str) -> ZoneInfo:
+        """Where the people of a group are."""
         ...
 
     def registered_groups(self) -> Mapping[str, Group]:
@@ -208,6 +256,12 @@ class ControlServer:
             "groups": self._groups,
             "add-group": self._add_group,
             "set-group": self._set_group,
+            "remove-group": self._remove_group,
+            "people": self._people,
+            "stop": self._stop,
+            "clear": self._clear,
+            "tasks": self._tasks_of,
+            "task": self._task,
         }
         name = request.get("op")
         if not isinstance(name, str) or name not in operations:
@@ -218,7 +272,42 @@ class ControlServer:
         await peer.send(event="hello", demo=self._service.demo, pid=os.getpid(), version=__version__)
 
     async def _status(self, peer: Peer, request: dict[str, Any]) -> None:
-        await peer.send(event="status", lines=await self._service.status())
+        await peer.send(event="lines", lines=await self._service.status())
+
+    async def _people(self, peer: Peer, request: dict[str, Any]) -> None:
+        await peer.send(event="people", people=await self._service.people(str(request.get("group"))))
+
+    async def _stop(self, peer: Peer, request: dict[str, Any]) -> None:
+        said = await self._service.stop_agents(await self._group(request))
+        await peer.send(event="lines", lines=[said or "Nothing is being done there."])
+
+    async def _clear(self, peer: Peer, request: dict[str, Any]) -> None:
+        await self._service.begin_anew(await self._group(request))
+        await peer.send(event="lines", lines=["The next message begins a new conversation."])
+
+    async def _tasks_of(self, peer: Peer, request: dict[str, Any]) -> None:
+        folder = None if request.get("group") is None else (await self._group(request)).folder
+        await peer.send(event="lines", lines=await self._service.tasks(folder))
+
+    async def _task(self, peer: Peer, request: dict[str, Any]) -> None:
+        number = request.get("id")
+        if type(number) is not int or not 0 < number < 2**62:
+            raise ControlError("A task is named by its number; `pynchy tasks list` lists them.")
+        task = await self._service.task(number)
+        if request.get("action") == "runs":
+            lines = await self._service.task_runs(task)
+        else:
+            try:
+                changed = await self._service.change_task(str(request.get("action")), task)
+            except ValueError as error:
+                raise ControlError(f"{error}.") from None
+            lines = [changed.in_words(self._service.zone_of(changed.folder), True)]
+        await peer.send(event="lines", lines=lines)
+
+    async def _group(self, request: dict[str, Any]) -> Group:
+        group = self._service.group(await self._service.group_jid(str(request.get("group"))))
+        assert group
+        return group
 
     async def _plugins(self, peer: Peer, request: dict[str, Any]) -> None:
         await peer.send(event="plugins", records=self._service.plugin_records())
@@ -232,6 +321,13 @@ class ControlServer:
 
     async def _set_group(self, peer: Peer, request: dict[str, Any]) -> None:
         await self._change_group(peer, request, self._service.update_group)
+
+    async def _remove_group(self, peer: Peer, request: dict[str, Any]) -> None:
+        try:
+            await self._service.remove_group(str(request.get("group")))
+        except ValueError as error:
+            raise ControlError(f"{error}.") from None
+        await peer.send(event="done")
 
     async def _change_group(
         self, peer: Peer, request: dict[str, Any], change: Callable[[Group], Awaitable[None]]
@@ -249,7 +345,7 @@ class ControlServer:
         async def show(text: str) -> None:
             await peer.send(event="text", text=text, earlier=earlier)
 
-        with self._service.terminal.attached(jid, show):
+        with self._service.terminal.attached(jid, show, partial(_show_note, peer)):
             await self._service.flush_outbox(jid)  # what waited for a terminal is not part of this answer
             earlier = False
             row_id = await self._service.say(jid, str(request.get("text")))
@@ -270,13 +366,17 @@ class ControlServer:
         async def show(text: str) -> None:
             await peer.send(event="text", text=text)
 
-        with self._service.terminal.attached(jid, show):
+        with self._service.terminal.attached(jid, show, partial(_show_note, peer)):
             await self._service.flush_outbox(jid)
             while (line := await peer.receive()) is not None:
                 try:
                     await self._service.say(jid, str(line.get("say", "")))
                 except ControlError as error:
                     await peer.send(event="refused", message=str(error))
+
+
+async def _show_note(peer: Peer, text: str) -> None:
+    await peer.send(event="note", text=text)
 
 
 #: The fields of a group that JSON makes lists of.

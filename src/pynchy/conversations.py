@@ -8,31 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sqlite3
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
+from zoneinfo import ZoneInfo
 
 import structlog
 
-from pynchy.agent_plugins import AgentPlugins, plugin_parts
-from pynchy.config import Settings
-from pynchy.container_runner import AgentFailed, AgentRun, Limits
+from pynchy.agent_setup import AgentSetup, Hopeless
+from pynchy.attachments import attach_text, excerpt_of, images
+from pynchy.container_runner import AgentFailed, AgentRun
 from pynchy.credential import Credential
-from pynchy.egress import Egress
 from pynchy.failures import Failure, Verdict
 from pynchy.fault_points import reached
+from pynchy.group_host import GroupHost
 from pynchy.group_queue import Place, Wake
-from pynchy.host_tools import GroupHost
-from pynchy.model_gateway import ModelGateway
-from pynchy.plugin import ContainerRuntime, PluginRegistry
-from pynchy.plugin_reports import PluginReports
-from pynchy.router import format_prompt, visible_text
-from pynchy.runtime import agent_image
+from pynchy.router import command_in, format_prompt, trigger_of, visible_text
 from pynchy.store import Store, StoredMessage
-from pynchy.types import ContainerInput, ContainerOutput, Group, RunSpec
-from pynchy.workspace import attach_text, attachments_folder, group_folder, group_mounts, stage_runner
+from pynchy.types import ContainerOutput, Group
 
 log = structlog.get_logger(__name__)
 
@@ -41,98 +35,97 @@ log = structlog.get_logger(__name__)
 _BATCH = 50
 _BATCH_CHARACTERS = 50_000
 _LONGEST_TEXT = 50_000  # bytes
+#: Of what is only context, so many messages and characters are part of the prompt; the rest is a file.
+_CONTEXT = 100
+_CONTEXT_CHARACTERS = 25_000
 #: Between two attempts at most, and until the next one after the database or our own code has failed, in seconds.
 _LONGEST_PAUSE = 300.0
 _AFTER_AN_ERROR = 5.0
 _GIVE_BACK_WITHIN = 3.0
-_PLUGINS_ANSWER_WITHIN = 30.0  # seconds
 
-#: Labels that say whose containers these are.
-LABEL_INSTALLATION = "io.pynchy.installation"
-LABEL_GROUP = "io.pynchy.group"
-
-_MAY_HAVE_ACTED = "I may have done a part of it already; look before you ask again."
+MAY_HAVE_ACTED = "I may have done a part of it already; look before you ask again."
 STOPPED = "I was stopped before I had answered"
-STOPPED_NOTICE = f"{STOPPED}. {_MAY_HAVE_ACTED}"
+STOPPED_NOTICE = f"{STOPPED}. {MAY_HAVE_ACTED}"
+_COMPACTED = "Our conversation is compacted: I remember what it was about, and no longer every word."
 
 
-class Hopeless(Exception):
-    """An agent that cannot be started as its group is set up, however often it is tried."""
+class Behind(Protocol):
+    """What agents' runs reach of the service."""
 
+    def group(self, jid: str) -> Group | None:
+        """The group of a chat as it is now."""
+        ...
 
-Settled = Callable[[tuple[int, ...], str | None], None]
+    def zone_of(self, folder: str) -> ZoneInfo:
+        """Where the people of a group are."""
+        ...
+
+    def host_of(self, group: Group) -> GroupHost:
+        """A new end of the wire for an agent of this group."""
+        ...
+
+    def refusal(self, group: Group) -> str | None:
+        """Why no model request of this group's may be made now; None where one may."""
+        ...
+
+    def working(self, jid: str, doing: Callable[[], str] | None) -> None:
+        """An agent works for this chat, and `doing` says on what; None: it no longer does. Never waits."""
+        ...
+
+    def settled(self, ids: tuple[int, ...], error: str | None) -> None:
+        """These messages are answered, or for this reason will not be."""
+        ...
+
+    def wake_outbox(self) -> None:
+        """Something may be sent now."""
+        ...
 
 
 class Conversations:
-    """Everything that a group's run needs, for all groups. `work` is what the queue runs."""
+    """The chats' agents, for all groups. `work` is what the queue runs."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        gateway: ModelGateway,
-        credential: Credential,
-        runtime: ContainerRuntime,
-        registry: PluginRegistry,
-        reports: PluginReports,
-        egress: Egress,
-        wake_outbox: Callable[[], None],
-        settled: Settled,
-        group: Callable[[str], Group | None],
-        typing: Callable[[str, bool], None],
-    ) -> None:
-        self.settings = settings
+    def __init__(self, setup: AgentSetup, store: Store, credential: Credential, behind: Behind) -> None:
+        self.setup = setup
+        self.settings = setup.settings
         self.store = store
-        self.gateway = gateway
         self.credential = credential
-        self.runtime = runtime
-        self.registry = registry
-        self.reports = reports
-        self.egress = egress
-        self.wake_outbox = wake_outbox
-        self.settled = settled
-        self.runner_dir = stage_runner(settings.home)
-        self.limits = Limits(start=settings.start_timeout, answer=settings.hard_timeout)
-        #: The names of the containers that are in use, or about to be.
-        self.containers: set[str] = set()
-        self.group = group
-        self.typing = typing
-        self._asking: dict[str, asyncio.Future[AgentPlugins]] = {}
+        self.behind = behind
+        self._shifts: dict[str, Shift] = {}
 
     async def work(self, place: Place) -> None:
         """Answer a group's messages until it has none for a while, or its place is needed."""
-        group = self.group(place.jid)
+        group = self.behind.group(place.jid)
         if group is None:
             return
-        shift = Shift(self, group, place)
+        shift = self._shifts[place.jid] = Shift(self, group, place)
         try:
             await shift.serve()
         except sqlite3.OperationalError as error:
-            log.error("the database cannot be used; trying again", group=group.folder, error=str(error))
+            log.error("the database failed; trying again", group=group.folder, error=str(error))
             place.again_in = _AFTER_AN_ERROR
-            await shift.give_back(STOPPED)
         except Exception as error:
             log.exception("answering a group failed", group=group.folder)
             place.again_in = _AFTER_AN_ERROR
             await shift.fail(f"something went wrong in here ({type(error).__name__}: {error})", reported=False)
         finally:
-            await shift.end()
+            try:
+                await shift.end()
+            finally:
+                del self._shifts[place.jid]
 
-    async def ask_plugins(self, group: Group) -> AgentPlugins:
-        """What plugins add to a group's next agent; ValueError where one of them does not answer.
+    async def stop(self, jid: str) -> str | None:
+        """End what a chat's agent does, and give up what waits there; what to say of it, None where nothing was."""
+        shift = self._shifts.get(jid)
+        said = await shift.stop() if shift else None
+        if dropped := await self.store.drop_pending(jid, STOPPED):
+            self.behind.settled(tuple(dropped), STOPPED)
+        return said or ("Stopped." if dropped else None)
 
-        Asked in a thread, for their code may take its time, and of each group's once at a time, for a thread
-        cannot be ended.
-        """
-        asking = self._asking.pop(group.jid, None)
-        if asking is None or asking.done():
-            home, owner = self.settings.home, agent_owner(self.settings)
-            asking = asyncio.ensure_future(asyncio.to_thread(plugin_parts, self.registry, home, group, owner))
-        done, _ = await asyncio.wait([asking], timeout=_PLUGINS_ANSWER_WITHIN)
-        if not done:
-            self._asking[group.jid] = asking
-            raise ValueError(f"a plugin did not say within {_PLUGINS_ANSWER_WITHIN:.0f} s what it offers")
-        return asking.result()
+    async def renew(self, jid: str) -> None:
+        """Let a chat's next message begin a new conversation; what is being answered still belongs to the old one."""
+        if shift := self._shifts.get(jid):
+            shift.renew()
+        await self.store.end_session(jid)
 
 
 class Shift:
@@ -140,21 +133,18 @@ class Shift:
 
     def __init__(self, host: Conversations, group: Group, place: Place) -> None:
         self._host = host
+        self._behind = host.behind
         self._store = host.store
         self._group = group
         self._place = place
         self._run: AgentRun | None = None
-        self._services = GroupHost(
-            lambda: host.group(group.jid) or self._group,
-            host.store,
-            host.gateway,
-            host.credential,
-            host.wake_outbox,
-            host.reports,
-            host.egress,
-        )
+        self._services = host.behind.host_of(group)
         self._answer: asyncio.Task[ContainerOutput] | None = None
         self._resumed = False
+        self._renewing = False
+        self._compacting = False
+        self._stopped: asyncio.Future[str] | None = None
+        self._heard = 0
         #: What is claimed and neither answered nor failed.
         self._open: dict[int, StoredMessage] = {}
 
@@ -172,13 +162,13 @@ class Shift:
                 if not await self._next():
                     return
                 if not self._open:
-                    self._host.typing(self._group.jid, False)
+                    self._behind.working(self._group.jid, None)
             elif await place.idle(self._host.settings.idle_timeout) is Wake.LEAVE:
                 return
 
     async def end(self) -> None:
         """Leave nothing open and nothing running behind."""
-        self._host.typing(self._group.jid, False)
+        self._behind.working(self._group.jid, None)
         try:
             if self._answer:
                 self._answer.cancel()
@@ -190,43 +180,76 @@ class Shift:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_GIVE_BACK_WITHIN):
                         await self.give_back(STOPPED)
+            if self._stopped and not self._stopped.done():
+                self._stopped.set_result("Stopped.")
         if self._host.credential.usable and await self._store.has_pending(self._group.jid):
             self._place.has_work.set()
 
+    async def stop(self) -> str | None:
+        """End what the agent is doing, as the user wants; what to say of it, None where it does nothing."""
+        if not self._open:
+            return None
+        if self._stopped is None:
+            self._stopped = asyncio.get_running_loop().create_future()
+        if self._run:
+            await self._run.stop()  # which is what `_next` waits for
+        return await asyncio.shield(self._stopped)
+
+    def renew(self) -> None:
+        """Begin a new conversation with the next message, once this one's last is answered."""
+        self._renewing = True
+        self._place.has_work.set()  # an agent that is idle ends
+
     async def _end_run(self) -> None:
         if self._run:
-            await self._run.stop()
-            self._host.containers.discard(self._run.name)
+            await self._host.setup.end_run(self._run)
             self._run = None
 
     # --- in -------------------------------------------------------------------------------------------------
 
     async def _take(self) -> None:
         """Claim what is pending and hand it to the agent; while it answers, only if nobody waits for the place."""
-        current = self._host.group(self._group.jid) or self._group
-        if self._run and not self._open and (not self._run.alive or current != self._group):
-            await self._end_run()  # it has died while it was idle, or is to have other plugins
+        current = self._behind.group(self._group.jid)
+        if self._run and not self._open and (self._renewing or not self._run.alive or current != self._group):
+            await self._end_run()  # it has died while it was idle, or the next one is to be another
         if self._run is None:
+            self._renewing = False
+            if current is None:
+                return  # it is no group any more
             self._group = current
         room = _BATCH_CHARACTERS - sum(len(message.content) for message in self._open.values())
-        if not self._host.credential.usable or (self._open and (self._place.wanted or room <= 0)):
+        elsewhere = self._place.wanted or self._renewing or self._compacting or self._stopped or room <= 0
+        if not self._host.credential.usable or (self._open and elsewhere):
             return
-        messages = await self._store.claim(self._group.jid, _BATCH, room)
+        messages = await self._store.claim(self._group.jid, _BATCH, room, self._is_compact)
         if not messages:
             return
+        if self._open and any(self._is_compact(message.content) for message in messages):
+            await self._store.release([message.id for message in messages], STOPPED, STOPPED_NOTICE)
+            return  # it goes in alone, once this is answered
         self._open |= {message.id: message for message in messages}
-        self._host.typing(self._group.jid, True)
+        if refusal := self._behind.refusal(self._group):
+            await self.fail(refusal, reported=False, hopeless=True)
+            return
+        self._behind.working(self._group.jid, lambda: self._run.doing if self._run else "")
         reached("claimed")
         ids = tuple(message.id for message in messages)
-        prompt = format_prompt([self._short(message) for message in messages])
-        if self._run:
-            self._run.send(prompt, ids)
-            return
         try:
-            plugins = await self._plugins()
-            given = await self._input(prompt, plugins)
-            self._run = self._new_run(plugins)
+            prompt, pictures = await self._prompt(messages)
+            if self._run:
+                self._run.send(prompt, ids, pictures)
+                return
+            if self._stopped:
+                raise AgentFailed(STOPPED)
+            plugins = self._services.plugins = await self._host.setup.plugins(self._group)
+            session_id = await self._store.resume(self._group.jid)
+            self._resumed = session_id is not None
+            tools = self._services.tools
+            given = self._host.setup.input(self._group, plugins, prompt, session_id, pictures, tools)
+            self._run = await self._host.setup.new_run(self._group, plugins, self._services)
             await self._run.start(given, ids)
+            if self._stopped:
+                raise AgentFailed(STOPPED)
         except AgentFailed as failed:
             await self.fail(str(failed), failed.reported)
         except Hopeless as hopeless:
@@ -234,58 +257,35 @@ class Shift:
         except (OSError, ValueError) as error:
             await self.fail(f"its container could not be prepared: {error}", reported=False)
 
+    def _is_compact(self, content: str) -> bool:
+        command = command_in(content, trigger_of(self._group, self._host.settings.default_trigger))
+        return command is not None and command.word == "compact"
+
+    async def _prompt(self, messages: Sequence[StoredMessage]) -> tuple[str, list[str]]:
+        """What the agent reads of these messages, and the images that it sees with it; OSError."""
+        if self._is_compact(messages[0].content):
+            self._compacting = True
+            command = command_in(messages[0].content, trigger_of(self._group, self._host.settings.default_trigger))
+            return f"/compact {command.rest if command else ''}".strip(), []
+        zone = self._behind.zone_of(self._group.folder)
+        earlier, shown = _shown(messages)
+        said = await self._store.unheard(self._group.jid)
+        self._heard = said[-1].id if said else self._heard
+        file = await asyncio.to_thread(self._attach_earlier, earlier, zone) if earlier else ""
+        short = [await asyncio.to_thread(self._short, message) for message in shown]
+        prompt = format_prompt(short, zone, said, self._host.settings.assistant_name, file)
+        return prompt, images(one for message in shown for one in message.attachments)
+
+    def _attach_earlier(self, earlier: Sequence[StoredMessage], zone: ZoneInfo) -> str:
+        name = f"earlier-{earlier[-1].id}.txt"
+        return attach_text(self._host.settings.home, self._group, name, format_prompt(earlier, zone))
+
     def _short(self, message: StoredMessage) -> StoredMessage:
         if len(message.content.encode()) <= _LONGEST_TEXT:
             return message
-        words = attach_text(self._host.settings.home, self._group, message.id, message.content)
-        return replace(message, content=words)
-
-    async def _plugins(self) -> AgentPlugins:
-        """What plugins add to the next agent."""
-        host = self._host
-        plugins = await host.ask_plugins(self._group)
-        self._services.plugins = plugins
-        await host.reports.note(plugins.reports)
-        return plugins
-
-    def _new_run(self, plugins: AgentPlugins) -> AgentRun:
-        host, group = self._host, self._group
-        owner = agent_owner(host.settings)
-        home = host.settings.home
-        folder, attachments = group_folder(home, group, owner), attachments_folder(home, group)
-        spec = RunSpec(
-            mounts=(*group_mounts(folder, host.runner_dir, attachments), *plugins.mounts),
-            container_name=f"{container_prefix(self._store)}{group.folder[:40]}-{uuid.uuid4().hex[:8]}",
-            image=agent_image(),
-            labels={LABEL_INSTALLATION: self._store.installation_id, LABEL_GROUP: group.folder},
-            memory_bytes=group.memory_bytes or host.settings.agent_memory,
-            cpus=group.cpus or host.settings.agent_cpus,
-            pids=group.pids or host.settings.agent_pids,
-            user=owner,
-            network="bridge" if group.network == "bridge" else "none",
-        )
-        if unmet := _cannot(host.runtime, group):
-            raise Hopeless(f"the runtime {host.runtime.name} {unmet}")
-        host.containers.add(spec.container_name)
-        return AgentRun(host.runtime, spec, self._services, host.limits)
-
-    async def _input(self, prompt: str, plugins: AgentPlugins) -> ContainerInput:
-        session_id = await self._store.resume(self._group.jid)
-        self._resumed = session_id is not None
-        return ContainerInput(
-            prompt=prompt,
-            group_folder=self._group.folder,
-            chat_jid=self._group.jid,
-            is_main=self._group.is_main,
-            session_id=session_id,
-            plugin_mcp_servers=dict(plugins.mcp_servers) or None,
-            plugin_hooks=dict(plugins.hooks) or None,
-            plugin_tools=plugins.tool_descriptions() or None,
-            plugin_skills=list(plugins.skills),
-            assistant_name=self._host.settings.assistant_name,
-            model=self._host.settings.model,
-            network=self._group.network,
-        )
+        name = f"message-{message.id}.txt"
+        path = attach_text(self._host.settings.home, self._group, name, message.content)
+        return replace(message, content=excerpt_of(message.content, path))
 
     # --- out ------------------------------------------------------------------------------------------------
 
@@ -313,13 +313,21 @@ class Shift:
         return True
 
     async def _record(self, output: ContainerOutput) -> None:
-        reply = visible_text(output.text)
+        reply = _COMPACTED if self._compacting else visible_text(output.text)
+        self._compacting = False
+        # A conversation that was ended meanwhile is not taken up again.
+        session_id = None if self._renewing else output.session_id
         await self._store.until_stored(
-            lambda: self._store.complete(self._group.jid, output.ids, reply, output.session_id, output.transcript_end)
+            lambda: self._store.complete(
+                self._group.jid, output.ids, reply, session_id, output.transcript_end, self._heard
+            )
         )
         reached("recorded")
         self._resumed = True
         self._settle(output.ids, None)
+        if self._stopped and not self._open:
+            self._stopped.set_result("There is nothing to stop any more: it had just been answered.")
+            self._stopped = None
 
     # --- failures -------------------------------------------------------------------------------------------
 
@@ -331,18 +339,32 @@ class Shift:
         It is tried again, unless it is `hopeless`.
         """
         acting: set[int] = set()
+        self._compacting = False
         if self._run:
             await self._run.stop()  # first: what still runs in there could act
             acting = self._run.acted
+        if self._stopped:
+            await self._stop_all(acting)
+            return
         under_way = tuple(self._open) if ids is None else ids
         log.warning("an agent gave no answer", group=self._group.folder, reason=reason)
         if acted := tuple(row_id for row_id in under_way if row_id in acting):
             failure = self._failure(acted, reason, reported, hopeless)
-            await self._give_up(acted, failure, _MAY_HAVE_ACTED)
+            await self._give_up(acted, failure, MAY_HAVE_ACTED)
         if untouched := tuple(row_id for row_id in under_way if row_id not in acting):
             await self._try_again(untouched, self._failure(untouched, reason, reported, hopeless))
         if self._open:  # what it held for later
             await self.give_back(reason)
+
+    async def _stop_all(self, acting: set[int]) -> None:
+        """Give up everything that is open, as the user wants; who asked for it says so."""
+        ids = tuple(self._open)
+        await self._store.until_stored(lambda: self._store.fail(self._group.jid, ids, STOPPED, None))
+        await self._end_run()
+        self._settle(ids, STOPPED)
+        assert self._stopped
+        self._stopped.set_result(f"Stopped. {MAY_HAVE_ACTED}" if acting else "Stopped.")
+        self._stopped = None
 
     def _failure(self, ids: tuple[int, ...], reason: str, reported: bool, hopeless: bool) -> Failure:
         attempts = max(self._open[row_id].attempts for row_id in ids)
@@ -356,7 +378,7 @@ class Shift:
             return
         if verdict is Verdict.AFRESH:
             notice = (
-                f"I could not go on with our conversation ({failure.plain}), so I have begun a new one: "
+                f"I could not go on with our conversation ({visible_text(failure.plain)}), so I have begun a new one: "
                 "I may not remember what was said before."
             )
             await self._store.until_stored(lambda: self._store.set_session_aside(self._group.jid, notice))
@@ -383,7 +405,7 @@ class Shift:
         self._place.again_in = pause
 
     async def _give_up(self, ids: tuple[int, ...], failure: Failure, what_next: str) -> None:
-        notice = f"I could not answer: {failure.plain}. {what_next}"
+        notice = f"I could not answer: {visible_text(failure.plain)}. {what_next}"
         await self._store.until_stored(lambda: self._store.fail(self._group.jid, ids, failure.reason, notice))
         self._settle(ids, failure.reason)
 
@@ -394,37 +416,24 @@ class Shift:
         failed = await self._store.until_stored(lambda: self._store.release(ids, reason, STOPPED_NOTICE))
         self._open.clear()
         if failed:
-            self._host.wake_outbox()
-            self._host.settled(tuple(failed), reason)
+            self._behind.wake_outbox()
+            self._behind.settled(tuple(failed), reason)
 
     def _settle(self, ids: tuple[int, ...], error: str | None) -> None:
         for row_id in ids:
             self._open.pop(row_id, None)
-        self._host.wake_outbox()
-        self._host.settled(ids, error)
+        self._behind.wake_outbox()
+        self._behind.settled(ids, error)
 
 
-def _cannot(runtime: ContainerRuntime, group: Group) -> str:
-    """What a group asks of its runtime that this one does not do, and what to do about it; empty where it does all."""
-    supported = getattr(runtime, "supports", frozenset())
-    if group.network == "bridge" and "bridge" not in supported:
-        return "gives no agent a network of its own: set another network policy, or use another runtime"
-    limits = (("memory", group.memory_bytes), ("cpus", group.cpus), ("pids", group.pids))
-    unmet = [name for name, value in limits if value is not None and name not in supported]
-    if unmet:
-        return (
-            f"cannot limit {', '.join(unmet)} here, as is set for this chat: remove the limit, or use another runtime"
-        )
-    return ""
-
-
-def container_prefix(store: Store) -> str:
-    """How the names of all containers of this installation begin, and of no other's."""
-    return f"pynchy-{store.installation_id}-"
-
-
-def agent_owner(settings: Settings) -> tuple[int, int]:
-    """Whom agents run as: this user, or where that is root, a uid that is nobody's."""
-    if os.geteuid() == 0:
-        return settings.agent_uid, settings.agent_uid
-    return os.geteuid(), os.getegid()
+def _shown(messages: Sequence[StoredMessage]) -> tuple[list[StoredMessage], list[StoredMessage]]:
+    """The messages whose context is too long to be part of a prompt, and those that are."""
+    earlier: list[StoredMessage] = []
+    shown: list[StoredMessage] = []
+    count, characters = 0, 0
+    for message in reversed(messages):
+        if not message.asks:
+            count, characters = count + 1, characters + len(message.content)
+        too_much = count > _CONTEXT or characters > _CONTEXT_CHARACTERS
+        (earlier if too_much and not message.asks else shown).insert(0, message)
+    return earlier, shown

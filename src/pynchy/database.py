@@ -31,6 +31,7 @@ _LOCK_PATIENCE = 5.0
 class _Write:
     work: Callable[[sqlite3.Connection], Any]
     done: asyncio.Future[Any]
+    alone: bool = False
     result: Any = None
     error: Exception | None = None
 
@@ -85,9 +86,15 @@ class Database:
 
     async def write(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
         """Have `work` change the database; returns its result once that is durable, raises what it raised."""
+        return await self._queue(_Write(work, self._loop.create_future()))
+
+    async def alone(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """Have `work` do what no transaction can hold, as VACUUM; every write behind it waits meanwhile."""
+        return await self._queue(_Write(work, self._loop.create_future(), alone=True))
+
+    async def _queue(self, job: _Write) -> Any:
         if self._closing:
             raise RuntimeError("the database is closed")
-        job = _Write(work, self._loop.create_future())
         self._waiting.put(job)
         return await job.done
 
@@ -109,7 +116,7 @@ class Database:
         while job := self._waiting.get():
             batch = [job]
             last = False
-            while len(batch) < _MOST_AT_ONCE:
+            while len(batch) < _MOST_AT_ONCE and not batch[-1].alone:
                 try:
                     following = self._waiting.get_nowait()
                 except queue.Empty:
@@ -118,7 +125,9 @@ class Database:
                     last = True
                     break
                 batch.append(following)
-            self._commit(batch)
+            self._commit([one for one in batch if not one.alone])
+            if batch[-1].alone:
+                self._carry_out_alone(batch[-1])
             # The loop may be gone, and with it whoever waited.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_tell, batch)
@@ -138,6 +147,13 @@ class Database:
                 job.error = job.error or error
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
+
+    def _carry_out_alone(self, job: _Write) -> None:
+        try:
+            job.result = job.work(self._writer)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)
+            job.error = error
 
 
 def as_text(text: str) -> str:

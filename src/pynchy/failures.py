@@ -76,7 +76,7 @@ class Failure:
         """The reason as people may read it."""
         if self.model:
             status = self.model.status
-            if status is None:
+            if status is None or self.model.held_back:
                 return self.model.reason
             if words := _STATUS_WORDS.get(status):
                 return f"{words} (HTTP {status})"

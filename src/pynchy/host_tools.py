@@ -1,161 +1,508 @@
-"""What an agent may ask of the host, and who may ask it.
+"""What an agent may ask of the host by the tools of its server `pynchy`, and who may ask what of whom.
 
-A call comes through the pipe of one group's container and acts for that group: no field of it can name
-another. A plugin's tool can be called only by the agents of groups that have the plugin.
+A call comes through the pipe of one group's container, and that group is the caller, whatever the call says. The
+target is the group that it names, or the caller's own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from zoneinfo import ZoneInfo
 
 import structlog
 
-from pynchy.agent_plugins import AgentPlugins
-from pynchy.credential import Credential
-from pynchy.egress import Egress
-from pynchy.model_gateway import ModelFailure, ModelGateway
-from pynchy.plugin import HostTool
+from pynchy.attachments import safe_name
+from pynchy.config import Settings
+from pynchy.group_settings import apply, in_words
+from pynchy.home import make_private
 from pynchy.plugin._validation import compile_schema
-from pynchy.plugin_calls import PluginRaised, ask_async
-from pynchy.plugin_reports import PluginReports
 from pynchy.router import visible_text
+from pynchy.schedule import Schedule
 from pynchy.store import Store
-from pynchy.tunnel import Tunnel
-from pynchy.types import ContainerOutput, Group, PluginReport
-from pynchy.wire import Frame, FrameWriter
+from pynchy.tasks import Task
+from pynchy.types import GROUP_SETTINGS, Group, valid_folder
 
 log = structlog.get_logger(__name__)
 
 _MAX_TEXT = 100_000  # characters
-_MAX_ANSWER = 1_000_000  # characters, of a plugin's tool
+_MAX_CAPTION = 4_000
+_MAX_PROMPT = 20_000
+#: What one group's agents may have waiting to be sent as files, in bytes.
+_MAX_WAITING_FILES = 500 * 1024**2
+
+Caller = Literal["main", "other"]
+Target = Literal["own", "foreign"]
+
+_OWN: frozenset[tuple[Caller, Target]] = frozenset({("main", "own"), ("other", "own")})
+_OWN_AND_MAIN_ALL: frozenset[tuple[Caller, Target]] = frozenset({*_OWN, ("main", "foreign")})
+_MAIN: frozenset[tuple[Caller, Target]] = frozenset({("main", "own"), ("main", "foreign")})
+
+#: Who may do what to whose group. What is not here may nobody do.
+RIGHTS: Mapping[str, frozenset[tuple[Caller, Target]]] = {
+    "send_message": _OWN_AND_MAIN_ALL,
+    "send_file": _OWN_AND_MAIN_ALL,
+    "search_history": _OWN,
+    "schedule_task": _OWN_AND_MAIN_ALL,
+    "list_tasks": _OWN_AND_MAIN_ALL,
+    "update_task": _OWN_AND_MAIN_ALL,
+    "pause_task": _OWN_AND_MAIN_ALL,
+    "resume_task": _OWN_AND_MAIN_ALL,
+    "cancel_task": _OWN_AND_MAIN_ALL,
+    "list_groups": _MAIN,
+    "register_group": frozenset({("main", "foreign")}),
+    "update_group": _MAIN,
+    "remove_group": frozenset({("main", "foreign")}),
+}
 
 
-class GroupHost:
-    """Everything that one group's agent can reach of the host. `group` is as it is now, whenever it is asked."""
+class Administration(Protocol):
+    """The groups, as the service has them."""
 
-    def __init__(
-        self,
-        group: Callable[[], Group],
-        store: Store,
-        gateway: ModelGateway,
-        credential: Credential,
-        wake_outbox: Callable[[], None],
-        reports: PluginReports,
-        egress: Egress,
-    ) -> None:
-        self._ask_group = group
-        self._egress = egress
-        self._reports = reports
-        self._store = store
-        self._gateway = gateway
-        self._credential = credential
-        self._wake_outbox = wake_outbox
-        #: What plugins have added to the agent that runs now.
-        self.plugins = AgentPlugins()
-        #: How the agent's last model request failed; None where it was answered.
-        self.model_failure: ModelFailure | None = None
+    def registered_groups(self) -> Mapping[str, Group]:
+        """Every group by its jid."""
+        ...
+
+    def installed_plugins(self) -> frozenset[str]:
+        """The plugins that a group can have."""
+        ...
+
+    async def known_chats(self) -> dict[str, str]:
+        """The names of the chats that channels have seen, by jid."""
+        ...
+
+    async def register_group(self, group: Group) -> None:
+        """Answer a chat from now on; ValueError where it cannot be a group."""
+        ...
+
+    async def update_group(self, group: Group) -> None:
+        """Give a group other settings; ValueError where one cannot be."""
+        ...
+
+    async def remove_group(self, folder: str) -> None:
+        """Answer a chat no longer; ValueError where that cannot be."""
+        ...
+
+    def sends_files(self, jid: str) -> bool:
+        """Whether the channel of a chat can carry a file."""
+        ...
+
+    def zone_of(self, folder: str) -> ZoneInfo:
+        """Where the people of a group are."""
+        ...
+
+    def wake_outbox(self) -> None:
+        """Something may be sent now."""
+        ...
+
+    def wake_scheduler(self) -> None:
+        """A task may be due at another time now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a tool: whose agent makes it, whose group it is about, with what; `data` is a file's bytes.
+
+    `by_task`: a scheduled task makes it, of which the chat's conversation does not know.
+    """
+
+    caller: Group
+    target: Group
+    arguments: dict[str, Any]
+    data: bytes = b""
+    by_task: bool = False
 
     @property
-    def _group(self) -> Group:
-        return self._ask_group()
+    def unseen(self) -> bool:
+        """Whether the conversation of the target's chat does not know of it."""
+        return self.by_task or self.target.jid != self.caller.jid
 
-    async def call_tool(self, name: str, arguments: Any) -> str:
-        """Do what a tool of the MCP server `pynchy` asks; ValueError and PermissionError are refusals."""
-        if not isinstance(arguments, dict):
-            raise ValueError("the arguments must be an object")
-        if name == "send_message":
-            return await self._send_message(arguments)
-        raise ValueError(f"there is no host tool {name[:80]!r}")
 
-    async def _send_message(self, arguments: dict[str, Any]) -> str:
-        text = arguments.get("text")
-        if set(arguments) != {"text"} or not isinstance(text, str):
-            raise ValueError("send_message takes one argument, `text`, a string")
-        text = visible_text(text)
+_Handler = Callable[["HostTools", Call], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool: what the model reads of it, the schema of its arguments, and who carries it out."""
+
+    description: str
+    schema: Mapping[str, Any]
+    handler: _Handler
+
+    def described(self, name: str, for_main: bool) -> dict[str, Any]:
+        """What the container's side is told of it; only main is told that it may name another group."""
+        properties = dict(self.schema["properties"])
+        if not for_main and ("main", "foreign") in RIGHTS[name]:
+            properties.pop("group", None)
+        return {
+            "name": name,
+            "description": self.description,
+            "input_schema": {**self.schema, "properties": properties},
+        }
+
+
+class HostTools:
+    """Carries out the calls of every group's agents."""
+
+    def __init__(self, settings: Settings, store: Store, groups: Administration) -> None:
+        self._settings = settings
+        self._store = store
+        self._groups = groups
+
+    def offered_to(self, group: Group) -> list[dict[str, Any]]:
+        """The tools that a group's agent sees: those that it may use at all."""
+        caller: Caller = "main" if group.is_main else "other"
+        return [
+            tool.described(name, group.is_main)
+            for name, tool in TOOLS.items()
+            if any(who == caller for who, _ in RIGHTS[name])
+        ]
+
+    async def call(self, caller: Group, name: str, arguments: Any, data: bytes = b"", by_task: bool = False) -> str:
+        """Do what a call asks and return what to tell the agent; ValueError and PermissionError are refusals."""
+        tool = TOOLS.get(name)
+        if tool is None:
+            raise ValueError(f"there is no tool {name[:80]!r}")
+        arguments = compile_schema(tool.schema)(arguments)
+        target = await self._target(caller, name, arguments)
+        whose: Target = "own" if target.jid == caller.jid else "foreign"
+        if ("main" if caller.is_main else "other", whose) not in RIGHTS[name]:
+            raise PermissionError(_refusal(caller, name, whose))
+        if name not in ("list_tasks", "list_groups", "search_history"):
+            log.info("a host tool is called", group=caller.folder, tool=name, target=target.folder)
+        return await tool.handler(self, Call(caller, target, arguments, data, by_task))
+
+    async def _target(self, caller: Group, name: str, arguments: dict[str, Any]) -> Group:
+        if name == "register_group":
+            return Group(arguments["jid"], arguments["folder"], arguments["folder"])
+        if name in ("list_groups",):
+            return caller
+        folder = arguments.get("group")
+        if "task" in arguments:
+            task = await self._store.tasks.get(arguments["task"])
+            if task is None or (task.folder != caller.folder and not caller.is_main):
+                raise ValueError(f"there is no task {arguments['task']} in this chat; list_tasks lists those there are")
+            folder = task.folder
+        if folder is None or folder == caller.folder:
+            return caller
+        for group in self._groups.registered_groups().values():
+            if group.folder == folder:
+                return group
+        if not caller.is_main:  # which does not learn what groups there are
+            raise PermissionError(_refusal(caller, name, "foreign"))
+        known = ", ".join(sorted(group.folder for group in self._groups.registered_groups().values()))
+        raise ValueError(f"there is no group {folder[:80]!r}; there are: {known}")
+
+    # --- messages -------------------------------------------------------------------------------------------
+
+    async def _send_message(self, call: Call) -> str:
+        text = visible_text(call.arguments["text"])
         if not text:
             raise ValueError("there is nothing to send: the text is empty")
-        if len(text) > _MAX_TEXT:
-            raise ValueError(f"the text has {len(text)} characters, more than the {_MAX_TEXT} that can be sent")
-        await self._store.enqueue(self._group.jid, text, "message")
-        self._wake_outbox()
+        await self._store.enqueue(call.target.jid, text, "message", unseen=call.unseen)
+        self._groups.wake_outbox()
         return "Message sent."
 
-    async def call_plugin_tool(self, plugin: str, name: str, arguments: Any) -> str:
-        """Run a plugin's host tool; ValueError and PermissionError say to the agent why there is no answer."""
-        tool = self.plugins.tools.get(plugin, {}).get(name)
-        if tool is None:
-            raise PermissionError(f"this chat has no tool {name[:80]!r} of a plugin {plugin[:80]!r}")
-        arguments = compile_schema(tool.input_schema)(arguments)
-        try:
-            async with asyncio.timeout(tool.timeout):
-                return _text(tool, await ask_async(lambda: tool.handler(arguments)))
-        except TimeoutError:
-            raise ValueError(f"{name} gave no answer within {tool.timeout:g} s, and was stopped") from None
-        except PluginRaised as raised:
-            log.warning("a host tool failed", plugin=plugin, tool=name, group=self._group.folder, error=str(raised))
-            cause = raised.__cause__
-            if isinstance(cause, ValueError | PermissionError):
-                raise ValueError(str(cause)) from None
-            raise ValueError(f"{name} failed ({type(cause).__name__})") from None
+    async def _send_file(self, call: Call) -> str:
+        if not self._groups.sends_files(call.target.jid):
+            raise ValueError("the channel of this chat carries no files: say what is in it instead")
+        name = safe_name(call.arguments["path"])
+        caption = visible_text(call.arguments.get("caption", ""))
+        file = await asyncio.to_thread(_keep_file, self._settings.home, call.caller.folder, name, call.data)
+        await self._store.enqueue(call.target.jid, caption, "message", file=file, unseen=call.unseen)
+        self._groups.wake_outbox()
+        return f"File {name} sent, {len(call.data)} bytes."
 
-    async def note_plugin_parts(self, servers: Mapping[str, str], hooks: Mapping[str, str]) -> None:
-        """What the agent's side says of MCP servers by name, and of hooks by plugin; an empty trouble is none."""
-        given = self.plugins
-        reports = [
-            PluginReport(given.servers_of[name], "mcp", trouble)
-            for name, trouble in servers.items()
-            if name in given.servers_of
+    async def _search_history(self, call: Call) -> str:
+        from pynchy.history import search_text
+
+        return await self._store.look(
+            lambda db: search_text(
+                db, call.arguments["words"], call.target.jid, self._groups.zone_of(call.target.folder)
+            )
+        )
+
+    # --- tasks ----------------------------------------------------------------------------------------------
+
+    async def _schedule_task(self, call: Call) -> str:
+        given, now = call.arguments, datetime.now(UTC)
+        zone = self._groups.zone_of(call.target.folder)
+        schedule = Schedule.parse(given["kind"], given["schedule"], zone, now)
+        task = await self._store.tasks.add(
+            call.target.folder,
+            given["prompt"],
+            schedule,
+            given.get("context", "group"),
+            given.get("missed", "once"),
+            zone,
+            now,
+        )
+        self._groups.wake_scheduler()
+        return f"Scheduled: {self._in_words(task)}"
+
+    async def _list_tasks(self, call: Call) -> str:
+        everything = call.caller.is_main and "group" not in call.arguments
+        tasks = await self._store.tasks.of(None if everything else call.target.folder)
+        return "\n".join(self._in_words(task, everything) for task in tasks) or "There are no tasks."
+
+    async def _update_task(self, call: Call) -> str:
+        given, now = call.arguments, datetime.now(UTC)
+        task = await self._task(call)
+        zone = self._groups.zone_of(task.folder)
+        schedule = None
+        if "schedule" in given:
+            schedule = Schedule.parse(given.get("kind", task.schedule.kind), given["schedule"], zone, now)
+        elif "kind" in given:
+            raise ValueError("another kind needs another schedule with it")
+        changed = await self._store.tasks.change(
+            task.id,
+            zone,
+            now,
+            prompt=given.get("prompt"),
+            schedule=schedule,
+            context=given.get("context"),
+            missed=given.get("missed"),
+        )
+        self._groups.wake_scheduler()
+        return f"Changed: {self._in_words(changed)}"
+
+    async def _pause_task(self, call: Call) -> str:
+        return f"Paused: {self._in_words(await self._store.tasks.pause(call.arguments['task']))}"
+
+    async def _resume_task(self, call: Call) -> str:
+        zone = self._groups.zone_of(call.target.folder)
+        task = await self._store.tasks.resume(call.arguments["task"], zone, datetime.now(UTC))
+        self._groups.wake_scheduler()
+        return f"Resumed: {self._in_words(task)}"
+
+    async def _cancel_task(self, call: Call) -> str:
+        task = await self._store.tasks.end(call.arguments["task"])
+        return f"Cancelled: task {task.id}."
+
+    async def _task(self, call: Call) -> Task:
+        task = await self._store.tasks.get(call.arguments["task"])
+        if task is None:
+            raise ValueError(f"there is no task {call.arguments['task']} any more")
+        return task
+
+    def _in_words(self, task: Task, with_group: bool = False) -> str:
+        return task.in_words(self._groups.zone_of(task.folder), with_group)
+
+    # --- groups ---------------------------------------------------------------------------------------------
+
+    async def _list_groups(self, call: Call) -> str:
+        groups = self._groups.registered_groups()
+        lines = [
+            json.dumps(
+                {
+                    "folder": group.folder,
+                    "jid": group.jid,
+                    "name": group.name,
+                    "settings": in_words(group),
+                    "people": await self._store.people(group.jid),
+                },
+                ensure_ascii=False,
+            )
+            for group in groups.values()
         ]
-        reports += [PluginReport(name, "hooks", text) for name, text in hooks.items() if name in given.hook_plugins]
-        await self._reports.note(reports)
+        chats = await self._groups.known_chats()
+        lines += [
+            json.dumps({"not registered": jid, "name": name}, ensure_ascii=False)
+            for jid, name in sorted(chats.items())
+            if jid not in groups
+        ]
+        return "\n".join(lines)
 
-    async def note_acting(self, ids: tuple[int, ...]) -> None:
-        """From now on, repeating these messages could act twice."""
-        await self._store.mark_acted(ids)
+    async def _register_group(self, call: Call) -> str:
+        jid, folder = call.arguments["jid"], call.arguments["folder"]
+        groups = self._groups.registered_groups()
+        if jid in groups:
+            raise ValueError(f"that chat is the group {groups[jid].folder!r} already; update_group changes it")
+        chats = await self._groups.known_chats()
+        if jid not in chats:
+            raise ValueError(f"no channel has seen a chat {jid[:200]!r}; list_groups lists those there are")
+        before = Group(jid, chats[jid] or folder, folder)
+        group = self._changed(before, call.arguments)
+        await self._groups.register_group(group)
+        return f"Registered: {', '.join([group.folder, group.name, *in_words(group)])}"
 
-    async def unsolicited(self, output: ContainerOutput) -> None:
-        """What the agent says of its own accord goes to its chat."""
-        if text := visible_text(output.text):
-            await self._store.enqueue(self._group.jid, text, "message")
-            self._wake_outbox()
+    async def _update_group(self, call: Call) -> str:
+        group = self._changed(call.target, call.arguments)
+        await self._groups.update_group(group)
+        return f"Changed: {', '.join([group.folder, group.name, *in_words(group)])}"
 
-    async def append_transcript(self, session_id: str, subpath: str, entries: list[dict[str, Any]]) -> int:
-        """Store transcript entries of this group."""
-        return await self._store.until_stored(
-            lambda: self._store.transcripts.append(self._group.folder, session_id, subpath, entries)
-        )
+    async def _remove_group(self, call: Call) -> str:
+        await self._groups.remove_group(call.target.folder)
+        return f"{call.target.folder} is no group any more; its folder and its history are kept."
 
-    async def load_transcript(
-        self, session_id: str, subpath: str, after: int
-    ) -> tuple[list[dict[str, Any]], int | None]:
-        """A page of a transcript of this group."""
-        return await self._store.transcripts.load(self._group.folder, session_id, subpath, after)
-
-    async def transcript_subpaths(self, session_id: str) -> list[str]:
-        """The sub-agent transcripts of a session of this group."""
-        return await self._store.transcripts.subpaths(self._group.folder, session_id)
-
-    async def connect(self, host: str, port: int, tunnel: Tunnel) -> None:
-        """Open a connection to the internet, as far as this group's policy goes."""
-        await self._egress.serve(self._group, host, port, tunnel)
-
-    async def forward_model_request(self, frame: Frame, out: FrameWriter) -> None:
-        """Answer a model request on the wire."""
-        await self._gateway.forward(frame, out, self._note_model)
-
-    def _note_model(self, failure: ModelFailure | None) -> None:
-        self.model_failure = failure
-        if failure is None:
-            self._credential.accepted()
+    def _changed(self, group: Group, arguments: dict[str, Any]) -> Group:
+        """The group as it is wished for; PermissionError where only the user may wish that, at the command line."""
+        wishes = {name: arguments[name] for name in _BY_AGENTS if name in arguments}
+        changed = apply(group, wishes, self._groups.installed_plugins())
+        if changed.network == "bridge" and group.network != "bridge":
+            raise PermissionError("a network of its own is the user's to give: `pynchy groups set`")
+        if changed.is_main and changed.network != group.network:
+            raise PermissionError("what the main chat may reach is the user's to say: `pynchy groups set`")
+        for name in ("memory_bytes", "cpus", "pids"):
+            most = getattr(self._settings, f"agent_{name.removesuffix('_bytes')}")
+            now, wanted = getattr(group, name) or most, getattr(changed, name) or most
+            if wanted > max(now, most):
+                raise PermissionError(f"more {name.removesuffix('_bytes')} is the user's to give: `pynchy groups set`")
+        return changed
 
 
-def _text(tool: HostTool, answer: Any) -> str:
-    if not isinstance(answer, str):
-        raise ValueError(f"{tool.name} answered with {type(answer).__name__}, not with text")
-    if len(answer) > _MAX_ANSWER:
-        raise ValueError(
-            f"{tool.name} answered with {len(answer)} characters, more than the {_MAX_ANSWER} there can be"
-        )
-    return answer
+#: What an agent of main's may set; what a group may spend is the user's alone to say.
+_BY_AGENTS = tuple(name for name in GROUP_SETTINGS if name != "usd_a_day")
+
+
+def _refusal(caller: Group, name: str, whose: Target) -> str:
+    if caller.is_main:
+        return f"{name} is for {'other chats' if whose == 'own' else 'this chat'} alone"
+    if whose == "own":
+        return f"only the main chat may use {name}"
+    return f"{name} works for this chat alone: only the main chat may name another"
+
+
+def _keep_file(home: Path, folder: str, name: str, data: bytes) -> str:
+    """Store a file that is to be sent, and return its path below the home's `sent` folder."""
+    if not valid_folder(folder):
+        raise ValueError(f"a group's folder cannot be called {folder!r}")
+    top = make_private(make_private(home / "sent") / folder)
+    waiting = sum(path.stat().st_size for path in top.rglob("*") if path.is_file())
+    if waiting + len(data) > _MAX_WAITING_FILES:
+        raise ValueError("too many files were sent lately; they are removed after a while")
+    directory = make_private(top / uuid.uuid4().hex[:12])
+    (directory / name).write_bytes(data)
+    return f"{folder}/{directory.name}/{name}"
+
+
+# --- the tools, as the model sees them ----------------------------------------------------------------------
+
+
+def _schema(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def _text(description: str, most: int, least: int = 0) -> dict[str, Any]:
+    return {"type": "string", "description": description, "minLength": least, "maxLength": most}
+
+
+_GROUP = _text("Another group's folder instead of this chat.", 64)
+_TASK = {"type": "integer", "description": "The task's number, as list_tasks has it.", "minimum": 1, "maximum": 2**62}
+_PROMPT = _text("What to do then, as a message to yourself that says all that is needed.", _MAX_PROMPT, 1)
+_KIND = {
+    "enum": ["cron", "interval", "once"],
+    "description": "cron: five fields in this chat's time zone. interval: every so long. once: at one time.",
+}
+_SCHEDULE = _text(
+    "cron: as in `0 9 * * 1-5`. interval: as in `90m`, `2h` or `1d`, at least 60s. once: ISO 8601, as in "
+    "`2026-03-01T09:00`, in this chat's time zone where it has no offset.",
+    200,
+    1,
+)
+_CONTEXT = {
+    "enum": ["group", "isolated"],
+    "description": "group (the default): it knows this chat's conversation. isolated: only its prompt.",
+}
+_MISSED = {
+    "enum": ["once", "skip"],
+    "description": "Where the computer was off at its time: once (the default) does it as soon as possible, skip "
+    "leaves it out.",
+}
+_SETTINGS = {name: _text(GROUP_SETTINGS[name][:1].upper() + GROUP_SETTINGS[name][1:], 2000) for name in _BY_AGENTS}
+
+TOOLS: Mapping[str, Tool] = {
+    "send_message": Tool(
+        "Send a message to this chat at once, while you are still working. Your final answer is sent by itself; use "
+        "this for progress or for an extra message.",
+        _schema(("text",), text=_text("What to say, as plain text.", _MAX_TEXT, 1), group=_GROUP),
+        HostTools._send_message,
+    ),
+    "send_file": Tool(
+        "Send a file to this chat.",
+        _schema(
+            ("path",),
+            path=_text("The file, in your working directory or anywhere you can read.", 4096, 1),
+            caption=_text("What to say with it.", _MAX_CAPTION),
+            group=_GROUP,
+        ),
+        HostTools._send_file,
+    ),
+    "search_history": Tool(
+        "Search all that was said in this chat, by words, also long before this conversation.",
+        _schema(("words",), words=_text("Words that must all occur.", 500, 1)),
+        HostTools._search_history,
+    ),
+    "schedule_task": Tool(
+        "Have something done later, once or again and again. A run of its own does it; what it answers is sent to the "
+        "chat.",
+        _schema(
+            ("prompt", "kind", "schedule"),
+            prompt=_PROMPT,
+            kind=_KIND,
+            schedule=_SCHEDULE,
+            context=_CONTEXT,
+            missed=_MISSED,
+            group=_GROUP,
+        ),
+        HostTools._schedule_task,
+    ),
+    "list_tasks": Tool(
+        "List the scheduled tasks, with their numbers and when each is next due.",
+        _schema(group=_GROUP),
+        HostTools._list_tasks,
+    ),
+    "update_task": Tool(
+        "Change a scheduled task.",
+        _schema(
+            ("task",),
+            task=_TASK,
+            prompt=_PROMPT,
+            kind=_KIND,
+            schedule=_SCHEDULE,
+            context=_CONTEXT,
+            missed=_MISSED,
+        ),
+        HostTools._update_task,
+    ),
+    "pause_task": Tool("Let a task rest until it is resumed.", _schema(("task",), task=_TASK), HostTools._pause_task),
+    "resume_task": Tool("Let a paused task go on.", _schema(("task",), task=_TASK), HostTools._resume_task),
+    "cancel_task": Tool("End a task for good.", _schema(("task",), task=_TASK), HostTools._cancel_task),
+    "list_groups": Tool(
+        "List the groups with their settings and people, and the chats that could become one.",
+        _schema(),
+        HostTools._list_groups,
+    ),
+    "register_group": Tool(
+        "Answer a chat from now on, as a group of its own with a folder, a memory and an agent.",
+        _schema(
+            ("jid", "folder"),
+            jid=_text("The chat's address, as list_groups has it.", 300, 1),
+            folder=_text("A short name for it: lower-case letters, digits, `-` and `_`.", 64, 1),
+            **_SETTINGS,
+        ),
+        HostTools._register_group,
+    ),
+    "update_group": Tool(
+        "Change a group's settings.",
+        _schema(("group",), group=_text("The group's folder.", 64, 1), **_SETTINGS),
+        HostTools._update_group,
+    ),
+    "remove_group": Tool(
+        "Answer a chat no longer.",
+        _schema(("group",), group=_text("The group's folder.", 64, 1)),
+        HostTools._remove_group,
+    ),
+}

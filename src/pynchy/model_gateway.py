@@ -1,16 +1,16 @@
 """The agent's model traffic, on its way out: the only place that holds the credential.
 
 Requests arrive as frames from inside the container. Method and path are checked against a list, the headers
-against another, the credential is added here, and the answer is streamed back as it comes.
+against another, the credential is added here, and the answer is streamed back as it comes, measured on the way.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,6 +18,7 @@ import structlog
 from pydantic import SecretStr
 
 from pynchy.config import ANTHROPIC_API, Settings
+from pynchy.model_usage import Figures, UsageReader
 from pynchy.wire import MAX_BYTES, Frame, FrameWriter
 
 log = structlog.get_logger(__name__)
@@ -30,6 +31,8 @@ _RESPONSE_HEADERS = frozenset({"content-type", "retry-after", "request-id", "x-s
 _OAUTH_BETA = "oauth-2025-04-20"
 #: The API sends a ping at least every few seconds while it thinks; silence for longer means it is gone.
 _TIMEOUT = httpx.Timeout(connect=15, read=180, write=60, pool=60)
+#: The API's own answer where there is no money left, which no client repeats.
+_NOT_PAID = 402
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,40 @@ class Upstream:
 class ModelFailure:
     """Why a model request got no answer, as the host saw it: the HTTP status, None where there was none.
 
-    `retry_after` is how long the API asks to wait, in seconds.
+    `retry_after` is how long the API asks to wait, in seconds. `held_back` says that the API was not asked, and
+    `reason` why.
     """
 
     status: int | None
     reason: str
     retry_after: float | None = None
+    held_back: bool = False
 
 
 Note = Callable[[ModelFailure | None], None]
+
+
+class Meter(Protocol):
+    """What a message costs, and whether it may."""
+
+    def refusal(self) -> str | None:
+        """Why the model is not to be asked now, as people may read it; None where it may be."""
+        ...
+
+    def count(self, figures: Figures) -> None:
+        """What an answer took, as far as it came; called at most once, and must return at once."""
+        ...
+
+
+class Free:
+    """The meter of a model that costs nothing."""
+
+    def refusal(self) -> str | None:
+        """Everything may be asked."""
+        return None
+
+    def count(self, figures: Figures) -> None:
+        """Nobody counts it."""
 
 
 class ModelGateway:
@@ -93,10 +121,11 @@ class ModelGateway:
         async with httpx.AsyncClient(timeout=_TIMEOUT, limits=limits, trust_env=not local) as client:
             yield cls(upstream, client)
 
-    async def forward(self, frame: Frame, out: FrameWriter, note: Note) -> None:
+    async def forward(self, frame: Frame, out: FrameWriter, note: Note, meter: Meter) -> None:
         """Answer one `http.request` frame. Cancel to give up; every other end is a frame.
 
-        `note` hears how each request for a message ended: None where it was answered.
+        `note` hears how each request for a message ended: None where it was answered. `meter` may hold it back,
+        and is told what its answer took, also where that was cut or given up.
         """
         stream_id = frame.id
         method, target = str(frame.fields.get("method")), str(frame.fields.get("target"))
@@ -104,10 +133,14 @@ class ModelGateway:
         path, _, query = target.partition("?")
         if (method, path) not in _ALLOWED:
             log.warning("refused a request that is not for the model", method=method[:20], path=path[:200])
-            await _refuse(out, stream_id, f"{method} {path} does not leave this container")
+            await _refuse(out, stream_id, 404, "not_found_error", f"{method} {path} does not leave this container")
             return
         if path != _MESSAGES:
-            note = _nobody
+            note, meter = _nobody, Free()
+        if why := meter.refusal():
+            note(ModelFailure(_NOT_PAID, why, held_back=True))
+            await _refuse(out, stream_id, _NOT_PAID, "billing_error", why)
+            return
         url = self.upstream.base_url + path + (f"?{query}" if query else "")
         try:
             request = self._client.build_request(
@@ -129,12 +162,14 @@ class ModelGateway:
                 for name, value in response.headers.items()
                 if name in _RESPONSE_HEADERS or name.startswith("anthropic-ratelimit-")
             ]
-            await out.send(
-                Frame("http.response", {"id": stream_id, "status": response.status_code, "headers": headers})
-            )
-            async for chunk in response.aiter_bytes():
-                for start in range(0, len(chunk), MAX_BYTES):
-                    await out.send(Frame("http.data", {"id": stream_id}, chunk[start : start + MAX_BYTES]))
+            with _measured(response, meter) as read:
+                await out.send(
+                    Frame("http.response", {"id": stream_id, "status": response.status_code, "headers": headers})
+                )
+                async for chunk in response.aiter_bytes():
+                    read(chunk)
+                    for start in range(0, len(chunk), MAX_BYTES):
+                        await out.send(Frame("http.data", {"id": stream_id}, chunk[start : start + MAX_BYTES]))
             note(_refusal(response) if response.is_error else None)
             await out.send(Frame("http.end", {"id": stream_id}))
         except httpx.HTTPError as error:
@@ -175,9 +210,21 @@ def _nobody(failure: ModelFailure | None) -> None:
     """Nobody wants to know."""
 
 
-async def _refuse(out: FrameWriter, stream_id: Any, reason: str) -> None:
-    body = _error_body("not_found_error", reason)
-    head = {"id": stream_id, "status": 404, "headers": [["content-type", "application/json"]]}
+@contextmanager
+def _measured(response: httpx.Response, meter: Meter) -> Iterator[Callable[[bytes], None]]:
+    """Takes the bytes of an answer as they come, and tells the meter at the end, however that comes about."""
+    reader = UsageReader(response.headers.get("content-type", ""))
+    try:
+        yield reader.feed
+    finally:
+        if response.status_code == httpx.codes.OK and (figures := reader.figures()):
+            meter.count(figures)
+
+
+async def _refuse(out: FrameWriter, stream_id: Any, status: int, kind: str, reason: str) -> None:
+    body = _error_body(kind, reason)
+    headers = [["content-type", "application/json"], ["x-should-retry", "false"]]
+    head = {"id": stream_id, "status": status, "headers": headers}
     await out.send(Frame("http.response", head))
     await out.send(Frame("http.data", {"id": stream_id}, body))
     await out.send(Frame("http.end", {"id": stream_id}))

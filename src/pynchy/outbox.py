@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -26,14 +28,23 @@ _AFTER_AN_ERROR = 5.0
 class Outbox:
     """One task a chat for as long as something can be sent to it, so that no chat holds up another.
 
-    `owner_of` names the connected channel of a chat; `main` is the chat that hears of what could not be sent.
+    `owner_of` names the connected channel of a chat; `main` is the chat that hears of what could not be sent. Files
+    are below the home's `sent` folder.
     """
 
-    def __init__(self, store: Store, owner_of: Callable[[str], Channel | None], assistant_name: str, main: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        owner_of: Callable[[str], Channel | None],
+        assistant_name: str,
+        main: str,
+        home: Path,
+    ) -> None:
         self._store = store
         self._owner_of = owner_of
         self._assistant_name = assistant_name
         self._main = main
+        self._files = home / "sent"
         self._woken = asyncio.Event()
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
@@ -99,12 +110,12 @@ class Outbox:
 
     async def _send(self, channel: Channel, outgoing: Outgoing) -> bool:
         """Send one text, or the next part of one; False where this chat cannot be reached now, to keep its order."""
-        text, sent = next_part(channel, outgoing.text, outgoing.sent, self._assistant_name)
+        send, sent = self._next_of(channel, outgoing)
         pause = _FIRST_PAUSE
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 async with asyncio.timeout(_SEND_WITHIN):
-                    await ask_async(lambda: channel.send_message(outgoing.chat_jid, text))
+                    await ask_async(send)
             except (PluginRaised, TimeoutError) as raised:
                 if self._ended:
                     raise asyncio.CancelledError from None  # which the channel has made something else of
@@ -124,6 +135,18 @@ class Outbox:
                 reached("delivered")
                 return True
         return True
+
+    def _next_of(self, channel: Channel, outgoing: Outgoing) -> tuple[Callable[[], Awaitable[Any]], int]:
+        """What to have the channel do next, and how many characters of the text have been sent then."""
+        text = outgoing.text
+        if outgoing.file:
+            path = self._files / outgoing.file
+            if send_file := getattr(channel, "send_file", None):
+                return lambda: send_file(outgoing.chat_jid, path, text), len(text)
+            text = f"{text}\n[This channel carries no files. {path.name} is kept where Pynchy runs: {path}]".strip()
+            return lambda: channel.send_message(outgoing.chat_jid, text), len(outgoing.text)
+        part, sent = next_part(channel, text, outgoing.sent, self._assistant_name)
+        return lambda: channel.send_message(outgoing.chat_jid, part), sent
 
     async def _mark(self, outgoing: Outgoing, sent: int) -> None:
         if sent < len(outgoing.text):

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pynchy.plugin import PluginRecord
+from pynchy.plugin import PluginRecord, State
 
 
 def records_with_reports(
@@ -17,6 +17,15 @@ def records_with_reports(
 ) -> list[dict[str, Any]]:
     """The records as JSON objects; `reports` in each holds the troubles of its parts, empty where one works."""
     return [{**record.to_dict(), "reports": dict(reports.get(record.name, {}))} for record in records]
+
+
+def plugin_line(record: PluginRecord, reports: Mapping[str, str]) -> str:
+    """One plugin in one line: what it is, and what is wrong with it."""
+    name = " ".join(part for part in (record.name or record.entry_point, record.version) if part)
+    if record.state is not State.READY:
+        return f"{name}: {record.state}, {record.reason}"
+    troubles = [f"{part}: {trouble}" for part, trouble in reports.items() if trouble]
+    return f"{name}: {'; '.join(troubles) or 'works'}"
 
 
 def stored_reports(database: Path) -> dict[str, dict[str, str]]:

@@ -1,27 +1,117 @@
-"""Text in, text out: how chat messages become a prompt, and what of an answer leaves the host."""
+"""Text in, text out: who is answered, how chat messages become a prompt, and what of an answer leaves the host."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from xml.sax.saxutils import escape, quoteattr
+from zoneinfo import ZoneInfo
 
-from pynchy.store import StoredMessage
-from pynchy.types import Channel
+from pynchy.store import KeptAttachment, Said, StoredMessage
+from pynchy.types import Channel, Group
+from pynchy.workspace import ATTACHMENTS_PATH
 
 #: A block the agent keeps to itself; an unclosed one runs to the end.
 _INTERNAL = re.compile(r"<internal>.*?(?:</internal>|\Z)", re.DOTALL | re.IGNORECASE)
+#: A command, as `/status`, or `/status@name` where several programs listen to one chat.
+_COMMAND = re.compile(r"/([A-Za-z][A-Za-z0-9_-]{0,31})(?:@\S+)?(?:\s+(.*))?", re.DOTALL)
 
 
-def format_prompt(messages: Sequence[StoredMessage]) -> str:
-    """The messages as the agent reads them, each with its sender and local time, escaped as XML."""
-    lines = [
-        f"<message sender={quoteattr(message.sender_name)} "
-        f'time="{message.timestamp.astimezone().isoformat(timespec="seconds")}">'
-        f"{escape(message.content)}</message>"
-        for message in messages
-    ]
-    return "\n".join(["<messages>", *lines, "</messages>"])
+# --- in -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A text that begins with `/word`: the word in lower case, and what follows it."""
+
+    word: str
+    rest: str = ""
+
+
+def trigger_of(group: Group, default: str) -> str:
+    """What a message to this group's agent begins with."""
+    return group.trigger or default
+
+
+def after_trigger(text: str, trigger: str) -> str | None:
+    """What follows the trigger at the start of a text, in whatever case it is written; None where there is none."""
+    text = text.lstrip()
+    if text[: len(trigger)].casefold() != trigger.casefold():
+        return None
+    rest = text[len(trigger) :]
+    # `@pynchybot` is not `@pynchy`.
+    return None if rest[:1].isalnum() or rest[:1] == "_" else rest.lstrip(" \t,:")
+
+
+def is_for_the_agent(group: Group, default_trigger: str, sender: str, content: str, is_from_me: bool) -> bool:
+    """Whether a message asks for an answer; one that does not is context for the next that does."""
+    if group.is_main:
+        return True
+    if not is_from_me and group.senders is not None and sender not in group.senders:
+        return False
+    return not group.needs_trigger or after_trigger(content, trigger_of(group, default_trigger)) is not None
+
+
+def command_in(text: str, trigger: str) -> Command | None:
+    """The command that a message is, with the trigger before it or without; None where it is none."""
+    words = after_trigger(text, trigger)
+    match = _COMMAND.fullmatch((text if words is None else words).strip())
+    return Command(match[1].lower(), (match[2] or "").strip()) if match else None
+
+
+def may_command(group: Group, sender: str, is_from_me: bool) -> bool:
+    """Whether this person may use commands here."""
+    return group.is_main or is_from_me or group.commanders is None or sender in group.commanders
+
+
+def format_prompt(
+    messages: Sequence[StoredMessage],
+    zone: ZoneInfo,
+    said: Sequence[Said] = (),
+    assistant: str = "",
+    earlier: str = "",
+) -> str:
+    """The messages as the agent reads them, each with its sender and local time, escaped as XML.
+
+    Those that are only context say so, and so do texts of the assistant's own that its conversation does not
+    know. A file that came with a message is named by where the agent finds it, and so is `earlier`, one with what
+    was said before.
+    """
+    lines = [(message.timestamp, _message(message, zone)) for message in messages]
+    lines += [(one.timestamp, _element(assistant, one.timestamp, zone, escape(one.text), False)) for one in said]
+    if said:
+        lines.sort(key=lambda line: line[0])
+    before = [f'<earlier path="{earlier}"/>'] if earlier else []
+    return "\n".join(["<messages>", *before, *(line for _, line in lines), "</messages>"])
+
+
+def format_task(task_id: int, prompt: str, now: datetime, zone: ZoneInfo) -> str:
+    """What a scheduled task asks, as the agent reads it."""
+    return "\n".join(
+        [f'<messages task="{task_id}">', _element("scheduled task", now, zone, escape(prompt), True), "</messages>"]
+    )
+
+
+def _message(message: StoredMessage, zone: ZoneInfo) -> str:
+    text = escape(message.content) + "".join(_attachment(one) for one in message.attachments)
+    return _element(message.sender_name, message.timestamp, zone, text, message.asks)
+
+
+def _element(sender: str, at: datetime, zone: ZoneInfo, inner: str, asks: bool) -> str:
+    when = at.astimezone(zone).isoformat(timespec="seconds")
+    context = "" if asks else ' context="yes"'
+    return f'<message sender={quoteattr(sender)} time="{when}"{context}>{inner}</message>'
+
+
+def _attachment(one: KeptAttachment) -> str:
+    # Its type and name are the sender's words: data, and never more.
+    where = f'path="{ATTACHMENTS_PATH}/{one.file}"' if one.file else 'kept="no"'
+    return f"<attachment {where} type={quoteattr(one.media_type)} name={quoteattr(one.name)}/>"
+
+
+# --- out ----------------------------------------------------------------------------------------------------
 
 
 def visible_text(answer: str | None) -> str:

@@ -128,6 +128,8 @@ MIGRATIONS: tuple[str, ...] = (
     -- JSON list of {"name", "media_type", "size", "file"}; without a file it was not kept.
     ALTER TABLE messages ADD COLUMN asks INTEGER NOT NULL DEFAULT 1;
     ALTER TABLE messages ADD COLUMN attachments TEXT NOT NULL DEFAULT '[]';
+    UPDATE messages SET asks = 0 WHERE chat_jid NOT IN (SELECT jid FROM groups);
+    CREATE INDEX messages_failed ON messages (id) WHERE state = 'failed';
     CREATE INDEX messages_asking ON messages (chat_jid, id) WHERE state = 'pending' AND asks;
     -- A file that goes out with the text, by its path below the home's `sent` folder.
     ALTER TABLE outbox ADD COLUMN file TEXT;
@@ -136,6 +138,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX outbox_unseen ON outbox (chat_jid, id) WHERE unseen;
     ALTER TABLE transcripts ADD COLUMN at TEXT;
     UPDATE transcripts SET at = json_extract(entry, '$.timestamp') WHERE json_valid(entry);
+    CREATE INDEX transcripts_age ON transcripts (at);
     -- What was said, by its words.
     CREATE VIRTUAL TABLE messages_text USING fts5 (
         content, sender_name, content = 'messages', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 2'
@@ -187,6 +190,7 @@ MIGRATIONS: tuple[str, ...] = (
         result TEXT NOT NULL DEFAULT ''
     );
     CREATE INDEX task_runs_of ON task_runs (task_id, id);
+    CREATE INDEX task_runs_due ON task_runs (task_id, due_at);
     CREATE INDEX task_runs_claimed ON task_runs (task_id) WHERE state = 'claimed';
     -- What the model has cost, by day (of the installation's time zone); task 0 is the chat itself.
     CREATE TABLE usage (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from pynchy.destinations import Destination
 from pynchy.types import Group
@@ -13,7 +14,11 @@ _MOST_NAMES = 10
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What is looked at: the groups it concerns, those whose agents run or wait, and what is not as it should be."""
+    """What is looked at: the groups it concerns, those whose agents run or wait, and what is not as it should be.
+
+    `failure` is the chat of the last message that was not answered, when it was sent, and why not; `costs` are lines
+    of what was spent, `tasks` the numbers of those at work.
+    """
 
     runtime: str
     groups: Sequence[Group]
@@ -22,6 +27,9 @@ class Status:
     most: int
     destinations: Sequence[Destination]
     troubles: Sequence[str] = ()
+    failure: tuple[str, datetime, str] | None = None
+    costs: Sequence[str] = ()
+    tasks: Sequence[int] = ()
 
     def lines(self) -> list[str]:
         """One line a subject, and one for each group's network."""
@@ -31,6 +39,13 @@ class Status:
         lines = [f"Agents: {_listed(running) or 'none'} (at most {self.most} at once), in {self.runtime}"]
         if waiting:
             lines.append(f"Waiting: {_listed(waiting)}")
+        if self.tasks and len(self.groups) > 1:
+            lines.append(f"Tasks at work: {_listed([str(number) for number in self.tasks])}")
+        lines += self.costs
+        if self.failure:
+            jid, at, why = self.failure
+            of = f" in {names[jid]}" if len(self.groups) > 1 and jid in names else ""
+            lines.append(f"Last message without an answer{of}, {at.astimezone():%Y-%m-%d %H:%M}: {why}")
         lines += [line for group in self.groups for line in self._network(group)]
         return [*lines, *(f"Plugin {trouble}" for trouble in self.troubles)]
 

@@ -11,7 +11,7 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +21,28 @@ import structlog
 from pynchy.database import Database, as_key, as_text
 from pynchy.destinations import Destinations
 from pynchy.outgoing import Outgoing, enqueue
+from pynchy.removals import Removals
 from pynchy.schema import NewerSchema, migrate
+from pynchy.tasks import Tasks
 from pynchy.transcripts import Transcripts
 from pynchy.types import ExtraMount, Group, NewMessage, PluginReport
+from pynchy.usage import Usage
 
 log = structlog.get_logger(__name__)
 
 _Result = TypeVar("_Result")
+
+#: Whether a message is to be answered: its sender, its content, whether it is the user's own, when it was sent.
+Wants = Callable[[str, str, bool, datetime], bool]
+
+
+def nothing_asks(sender: str, content: str, is_from_me: bool, at: datetime) -> bool:
+    """A chat in which nothing that was said before is to be answered."""
+    return False
+
+
+#: So many messages that nobody asked to have answered are context for one that is.
+_MOST_CONTEXT = 1000
 
 
 class StoreError(Exception):
@@ -35,14 +50,41 @@ class StoreError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class KeptAttachment:
+    """A file that came with a message: `file` is its name in the group's folder of attachments, "" if not kept.
+
+    `name` is what its sender calls it.
+    """
+
+    name: str
+    media_type: str
+    size: int
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A text that went out and that the chat's own conversation has not heard of yet."""
+
+    id: int
+    text: str
+    timestamp: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message with its row id. `attempts` counts how often an answer was tried and did not come."""
+    """A message with its row id. `attempts` counts how often an answer was tried and did not come.
+
+    One that does not ask for an answer is context for one that does.
+    """
 
     id: int
     sender_name: str
     content: str
     timestamp: datetime
     attempts: int = 0
+    asks: bool = True
+    attachments: tuple[KeptAttachment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +101,10 @@ class Store:
         self._db = db
         self.installation_id = ""
         self.destinations = Destinations(db)
+        self.removals = Removals(db)
+        self.tasks = Tasks(db)
         self.transcripts = Transcripts(db)
+        self.usage = Usage(db)
 
     @classmethod
     @asynccontextmanager
@@ -102,20 +147,29 @@ class Store:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 15)
 
+    async def look(self, query: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """What a query finds that is none of this room's."""
+        return await self._db.read(query)
+
     # --- groups and chats -----------------------------------------------------------------------------------
 
-    async def register_group(self, group: Group) -> None:
-        """Add a group; one that is registered already stays as it is. ValueError where its folder is taken."""
+    async def register_group(self, group: Group, wants: Wants = nothing_asks) -> None:
+        """Add a group; one that is registered already stays as it is. ValueError where its folder is taken.
+
+        `wants` says which of the messages that were stored before ask for an answer.
+        """
 
         def register(db: sqlite3.Connection) -> None:
             try:
-                db.execute(
+                added = db.execute(
                     f"INSERT INTO groups (jid, folder, is_main, {', '.join(_SETTINGS)})"  # noqa: S608 - names of ours
                     f" VALUES (?, ?, ?, {', '.join('?' for _ in _SETTINGS)}) ON CONFLICT (jid) DO NOTHING",
                     (group.jid, group.folder, group.is_main, *_group_settings(group)),
-                )
+                ).rowcount
             except sqlite3.IntegrityError:
                 raise ValueError(f"the folder {group.folder!r} belongs to another chat; choose another") from None
+            if added:
+                _judge(db, group.jid, wants)
 
         await self._db.write(register)
 
@@ -128,14 +182,35 @@ class Store:
         )
         return {jid: _group(jid, folder, is_main, *settings) for jid, folder, is_main, *settings in rows}
 
-    async def update_group(self, group: Group) -> None:
-        """Give the group of this jid another name and other settings; its folder never changes."""
-        await self._db.write(
-            lambda db: db.execute(
+    async def update_group(self, group: Group, wants: Wants = nothing_asks) -> None:
+        """Give the group of this jid another name and other settings; its folder never changes.
+
+        `wants` says which of the messages that were context ask for an answer now.
+        """
+
+        def update(db: sqlite3.Connection) -> None:
+            db.execute(
                 f"UPDATE groups SET {', '.join(f'{name} = ?' for name in _SETTINGS)} WHERE jid = ?",  # noqa: S608
                 (*_group_settings(group), group.jid),
             )
+            _judge(db, group.jid, wants)
+
+        await self._db.write(update)
+
+    async def remove_group(self, jid: str) -> None:
+        """Answer a chat no longer; what was said in it stays in the history."""
+        await self._db.write(lambda db: db.execute("DELETE FROM groups WHERE jid = ?", (jid,)))
+
+    async def people(self, jid: str) -> dict[str, str]:
+        """Who has written in a chat: what each is called, by their ids on the channel."""
+        rows = await self._db.read(
+            lambda db: db.execute(
+                "SELECT sender, sender_name, max(id) FROM messages WHERE chat_jid = ?"
+                " GROUP BY sender ORDER BY max(id) DESC LIMIT 200",
+                (jid,),
+            ).fetchall()
         )
+        return {sender: name for sender, name, _ in rows}
 
     async def note_chat(self, jid: str, name: str) -> None:
         """Remember that a chat exists and what it is called."""
@@ -172,6 +247,30 @@ class Store:
 
         return await self._db.write(end_at_the_last_answer)
 
+    async def has_session(self, jid: str) -> bool:
+        """Whether a chat has a conversation to go on with."""
+        row = await self._db.read(
+            lambda db: db.execute("SELECT session_id FROM groups WHERE jid = ?", (jid,)).fetchone()
+        )
+        return row is not None and row[0] is not None
+
+    async def session(self, jid: str) -> tuple[str, int] | None:
+        """A chat's conversation as it is now: its id, and the row id where its last answer ends."""
+        row = await self._db.read(
+            lambda db: db.execute("SELECT session_id, session_end FROM groups WHERE jid = ?", (jid,)).fetchone()
+        )
+        return (row[0], row[1]) if row and row[0] is not None else None
+
+    async def end_session(self, jid: str) -> None:
+        """Let a chat's next message begin a new conversation; this one stays in the history."""
+        await self._db.write(
+            lambda db: db.execute(
+                "UPDATE groups SET session_id = NULL, session_end = 0, aside_id = NULL, aside_end = NULL,"
+                " aside_notice = NULL WHERE jid = ?",
+                (jid,),
+            )
+        )
+
     async def set_session_aside(self, jid: str, notice: str) -> None:
         """Let the group's next run begin a new conversation, to see whether that is answered.
 
@@ -188,10 +287,17 @@ class Store:
 
     # --- messages in ----------------------------------------------------------------------------------------
 
-    async def add_message(self, message: NewMessage, answer: str | None = None) -> int | None:
+    async def add_message(
+        self,
+        message: NewMessage,
+        answer: str | None = None,
+        asks: bool = True,
+        attachments: Sequence[KeptAttachment] = (),
+    ) -> int | None:
         """Store a message and return its row id; None where it was stored before.
 
-        It is pending, or with an `answer`, which is then queued as a notice, done.
+        It is pending, or with an `answer`, which is then queued as a notice, done. One that does not ask waits
+        to be seen with one that does.
         """
         values = (
             message.chat_jid,
@@ -203,15 +309,22 @@ class Store:
             message.is_from_me,
             message.reply_to and as_key(message.reply_to),
             message.thread and as_key(message.thread),
+            asks,
+            json.dumps([asdict(one) for one in attachments]),
         )
 
         def add(db: sqlite3.Connection) -> int | None:
             row = db.execute(
                 "INSERT INTO messages (chat_jid, message_id, sender, sender_name, content, timestamp, is_from_me,"
-                " reply_to, thread) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                " reply_to, thread, asks, attachments) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (chat_jid, message_id) DO NOTHING RETURNING id",
                 values,
             ).fetchone()
+            if row:
+                db.execute(
+                    "INSERT INTO chats VALUES (?, '', ?) ON CONFLICT (jid) DO UPDATE SET seen_at = excluded.seen_at",
+                    (message.chat_jid, _now()),
+                )
             if row and answer is not None:
                 outbox_id = enqueue(db, message.chat_jid, answer, "notice")
                 db.execute("UPDATE messages SET state = 'done', answered_by = ? WHERE id = ?", (outbox_id, row[0]))
@@ -219,25 +332,38 @@ class Store:
 
         return await self._db.write(add)
 
-    async def claim(self, jid: str, most: int, characters: int) -> list[StoredMessage]:
-        """Take a chat's oldest pending messages for a run: at most so many, and so many characters of text.
+    async def has_message(self, jid: str, message_id: str) -> bool:
+        """Whether a message was stored before, by its id on the channel."""
+        row = await self._db.read(
+            lambda db: db.execute(
+                "SELECT 1 FROM messages WHERE chat_jid = ? AND message_id = ?", (jid, as_key(message_id))
+            ).fetchone()
+        )
+        return row is not None
 
-        A single message that is longer comes alone.
+    async def claim(
+        self, jid: str, most: int, characters: int, alone: Callable[[str], bool] = lambda content: False
+    ) -> list[StoredMessage]:
+        """Take a chat's oldest pending messages for a run, with what is context for them.
+
+        At most so many that ask, and so many characters of text in all; the first comes however long it is. One
+        whose content is `alone` comes without any other. Of what was said before the first that asks, only the
+        latest comes: older is done unseen, and still in the history.
         """
 
         def take(db: sqlite3.Connection) -> list[StoredMessage]:
+            first = db.execute(
+                "SELECT min(id) FROM messages WHERE chat_jid = ? AND state = 'pending' AND asks", (jid,)
+            ).fetchone()[0]
+            if first is None:
+                return []
+            _leave_unseen(db, jid, first)
             rows = db.execute(
-                "SELECT id, sender_name, content, timestamp, attempts FROM messages"
+                "SELECT id, sender_name, content, timestamp, attempts, asks, attachments FROM messages"
                 " WHERE chat_jid = ? AND state = 'pending' ORDER BY id LIMIT ?",
-                (jid, most),
+                (jid, _MOST_CONTEXT + most),
             )
-            taken: list[StoredMessage] = []
-            left = characters
-            for row_id, sender_name, content, timestamp, attempts in rows:
-                left -= len(content)
-                if taken and left < 0:
-                    break
-                taken.append(StoredMessage(row_id, sender_name, content, datetime.fromisoformat(timestamp), attempts))
+            taken = _batch([_stored(*row) for row in rows], most, characters, alone)
             db.execute(
                 "UPDATE messages SET state = 'claimed' WHERE id IN (SELECT value FROM json_each(?))",
                 (_ids(message.id for message in taken),),
@@ -246,11 +372,36 @@ class Store:
 
         return await self._db.write(take)
 
+    async def unheard(self, jid: str) -> list[Said]:
+        """What was said in a chat without its own conversation, oldest first; of much, the latest."""
+        rows = await self._db.read(
+            lambda db: db.execute(
+                "SELECT id, text, created_at FROM outbox WHERE chat_jid = ? AND unseen ORDER BY id DESC LIMIT 20",
+                (jid,),
+            ).fetchall()
+        )
+        return [Said(row_id, text, datetime.fromisoformat(at)) for row_id, text, at in reversed(rows)]
+
+    async def drop_pending(self, jid: str, reason: str) -> list[int]:
+        """Give up what waits for an answer in a chat and has not been begun; returns the messages."""
+
+        def drop(db: sqlite3.Connection) -> list[int]:
+            return [
+                row[0]
+                for row in db.execute(
+                    "UPDATE messages SET state = 'failed', error = ?"
+                    " WHERE chat_jid = ? AND state = 'pending' AND asks RETURNING id",
+                    (as_text(reason), jid),
+                ).fetchall()
+            ]
+
+        return await self._db.write(drop)
+
     async def has_pending(self, jid: str) -> bool:
         """Whether a chat waits for an answer."""
         row = await self._db.read(
             lambda db: db.execute(
-                "SELECT 1 FROM messages WHERE chat_jid = ? AND state = 'pending' LIMIT 1", (jid,)
+                "SELECT 1 FROM messages WHERE chat_jid = ? AND state = 'pending' AND asks LIMIT 1", (jid,)
             ).fetchone()
         )
         return row is not None
@@ -259,7 +410,7 @@ class Store:
         """The chats that wait for an answer, longest waiting first."""
         rows = await self._db.read(
             lambda db: db.execute(
-                "SELECT chat_jid FROM messages WHERE state = 'pending' GROUP BY chat_jid ORDER BY min(id)"
+                "SELECT chat_jid FROM messages WHERE state = 'pending' AND asks GROUP BY chat_jid ORDER BY min(id)"
             ).fetchall()
         )
         return [row[0] for row in rows]
@@ -317,11 +468,12 @@ class Store:
         reply: str | None,
         session_id: str | None,
         transcript_end: int | None = None,
+        heard: int = 0,
     ) -> None:
         """Record an answer: the messages are done, the reply is queued and the session is kept, all at once.
 
         `transcript_end` is where the session's transcript ended when the answer was given; None leaves it
-        where it was.
+        where it was. `heard` is up to which text of others the conversation knows now.
         """
 
         def record(db: sqlite3.Connection) -> None:
@@ -333,6 +485,8 @@ class Store:
                 " WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ?",
                 (reply_id, _ids(ids), jid),
             )
+            if heard:
+                db.execute("UPDATE outbox SET unseen = 0 WHERE chat_jid = ? AND id <= ? AND unseen", (jid, heard))
             if session_id:
                 db.execute(
                     "UPDATE groups SET session_id = ?, session_end = coalesce(?, session_end) WHERE jid = ?",
@@ -341,9 +495,20 @@ class Store:
 
         await self._db.write(record)
 
-    async def fail(self, jid: str, ids: Sequence[int], reason: str, notice: str) -> None:
-        """Record that messages will not be answered, and queue the notice that says so."""
+    async def fail(self, jid: str, ids: Sequence[int], reason: str, notice: str | None) -> None:
+        """Record that messages will not be answered, and queue the notice that says so, if there is one."""
         await self._db.write(lambda db: _fail(db, jid, ids, reason, notice))
+
+    async def last_failure(self, jid: str | None) -> tuple[str, datetime, str] | None:
+        """The chat of the last message, there or anywhere, that was not answered, when it was sent, and why not."""
+        row = await self._db.read(
+            lambda db: db.execute(
+                "SELECT chat_jid, timestamp, error FROM messages WHERE state = 'failed'"
+                " AND (? IS NULL OR chat_jid = ?) ORDER BY id DESC LIMIT 1",
+                (jid, jid),
+            ).fetchone()
+        )
+        return (row[0], datetime.fromisoformat(row[1]), row[2] or "") if row else None
 
     async def outcome(self, row_id: int) -> Outcome | None:
         """How a message ended; None while it is open."""
@@ -354,9 +519,9 @@ class Store:
 
     # --- messages out ---------------------------------------------------------------------------------------
 
-    async def enqueue(self, jid: str, text: str, kind: str) -> None:
-        """Queue a text for a chat; `kind` is reply, message or notice."""
-        await self._db.write(lambda db: enqueue(db, jid, text, kind))
+    async def enqueue(self, jid: str, text: str, kind: str, file: str | None = None, unseen: bool = False) -> None:
+        """Queue a text for a chat, as `outgoing.enqueue` does."""
+        await self._db.write(lambda db: enqueue(db, jid, text, kind, file, unseen))
 
     async def chats_with_queued(self) -> list[str]:
         """The chats that something waits to be sent to, longest waiting first."""
@@ -426,14 +591,76 @@ class Store:
         )
 
 
-def _fail(db: sqlite3.Connection, jid: str, ids: Sequence[int], reason: str, notice: str) -> None:
+def _fail(db: sqlite3.Connection, jid: str, ids: Sequence[int], reason: str, notice: str | None) -> None:
     _take_up_aside(db, jid)
-    notice_id = enqueue(db, jid, notice, "notice")
+    notice_id = None if notice is None else enqueue(db, jid, notice, "notice")
     db.execute(
         "UPDATE messages SET state = 'failed', error = ?, answered_by = ?"
-        " WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ?",
+        " WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ? AND asks",
         (as_text(reason), notice_id, _ids(ids), jid),
     )
+    # What was only context is so for the next that asks.
+    db.execute(
+        "UPDATE messages SET state = 'pending' WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ?"
+        " AND NOT asks",
+        (_ids(ids), jid),
+    )
+
+
+def _judge(db: sqlite3.Connection, jid: str, wants: Wants) -> None:
+    """Let what was context ask for an answer where it does so as its group is set now."""
+    rows = db.execute(
+        "SELECT id, sender, content, is_from_me, timestamp FROM messages"
+        " WHERE chat_jid = ? AND state = 'pending' AND NOT asks",
+        (jid,),
+    )
+    asking = [
+        row_id
+        for row_id, sender, content, is_from_me, timestamp in rows
+        if wants(sender, content, bool(is_from_me), datetime.fromisoformat(timestamp))
+    ]
+    db.execute("UPDATE messages SET asks = 1 WHERE id IN (SELECT value FROM json_each(?))", (_ids(asking),))
+
+
+def _leave_unseen(db: sqlite3.Connection, jid: str, first: int) -> None:
+    """Of a chat that nobody asked anything in for long, the latest is context enough."""
+    db.execute(
+        "UPDATE messages SET state = 'done' WHERE chat_jid = ? AND state = 'pending' AND NOT asks AND id <="
+        " (SELECT id FROM messages WHERE chat_jid = ? AND state = 'pending' AND id < ?"
+        "  ORDER BY id DESC LIMIT 1 OFFSET ?)",
+        (jid, jid, first, _MOST_CONTEXT),
+    )
+
+
+def _batch(
+    pending: Sequence[StoredMessage], most: int, characters: int, alone: Callable[[str], bool]
+) -> list[StoredMessage]:
+    taken: list[StoredMessage] = []
+    context: list[StoredMessage] = []
+    asking = 0
+    left = characters
+    for message in pending:
+        if not message.asks:
+            context.append(message)
+            continue
+        if alone(message.content):
+            return taken or [message]
+        # Context goes into a file where it is too long, and counts only as far as it does not.
+        size = len(message.content) + min(sum(len(one.content) for one in context), characters // 2)
+        if taken and (asking == most or size > left):
+            return taken
+        taken += [*context, message]
+        context = []
+        asking += 1
+        left -= size
+    return taken + context if sum(len(one.content) for one in context) <= left else taken
+
+
+def _stored(
+    row_id: int, sender_name: str, content: str, timestamp: str, attempts: int, asks: int, attachments: str
+) -> StoredMessage:
+    kept = tuple(KeptAttachment(**one) for one in json.loads(attachments))
+    return StoredMessage(row_id, sender_name, content, datetime.fromisoformat(timestamp), attempts, bool(asks), kept)
 
 
 def _forget_aside(db: sqlite3.Connection, jid: str) -> None:

@@ -67,8 +67,8 @@ class Group:
     """A registered chat: `jid` is its address on a channel, `folder` its name on disk.
 
     Where it `needs_trigger`, a message is answered only if it begins with `trigger` (None for the settings' word)
-    and comes from one of `senders`, by their ids or names on the channel; all others are context. `commanders`
-    may use commands such as `/clear`; None is everyone, there and here.
+    and comes from one of `senders`, by their ids on the channel (what people call themselves proves nothing); all
+    others are context. `commanders` may use commands such as `/clear`; None is everyone, there and here.
 
     `plugins` names those whose agent-side parts and host tools its agent has, None for all that are installed.
     `network` is what it may reach: `none`, `public`, `bridge`, or hosts with commas between them. `memory_bytes`,
@@ -104,8 +104,9 @@ GROUP_SETTINGS: Mapping[str, str] = {
     "name": "what the chat is called",
     "needs_trigger": "`yes` where only messages that begin with the trigger are answered, `no` where all are",
     "trigger": "the word that such a message begins with, as in `@pynchy`, or `default`",
-    "senders": "whom it answers: ids or names with commas between them, or `all`",
-    "commanders": "who may use commands such as /clear: ids or names with commas between them, or `all`",
+    "senders": "whom it answers beside yourself: ids with commas between them (`pynchy groups people` lists them), "
+    "or `all`",
+    "commanders": "who may use commands such as /clear beside yourself: ids with commas between them, or `all`",
     "plugins": "those whose tools, skills and hooks it has: names with commas between them, `all`, or an empty text",
     "network": "what it may reach: `none`, `public`, hosts with commas between them (NAME, *.NAME, NAME:PORT), or "
     "`bridge`, the runtime's own network, your local one included",

@@ -15,11 +15,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_LINE = 64 * 1024
 MAX_BYTES = 64 * 1024
 #: One body, put together again. The largest legitimate one is a Messages API request (32 MB).
 MAX_BODY = 48 * 1024 * 1024
+#: One file that an agent sends to its chat, in bytes: 45 MB, which fit into one body.
+MAX_FILE = 45 * 1000 * 1000
 #: Bodies under way at once, and what they may hold together.
 MAX_OPEN_STREAMS = 256
 MAX_OPEN_BYTES = 128 * 1024 * 1024

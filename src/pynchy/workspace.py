@@ -1,7 +1,9 @@
 """What a group's agent sees of the host's disk, as mounts of its container.
 
     /workspace/group            the group's own folder, which it can write
-    /workspace/attachments      what came with messages and is too long to be part of one, read-only
+    /workspace/attachments      what came with messages, or is too long to be part of one, read-only
+    /workspace/global           what every group's agent knows, which main's can write
+    /workspace/extra/NAME       folders of the host, as far as the allowlist lets them
     /workspace/plugins/NAME     the sources of an MCP server, read-only
     /workspace/hooks/NAME       the sources of a plugin's hooks, read-only
     /workspace/skills/NAME      the skills of a plugin, and our own under `pynchy`, read-only
@@ -33,8 +35,7 @@ HOOKS_PATH = "/workspace/hooks"
 SKILLS_PATH = "/workspace/skills"
 DATA_PATH = "/workspace/data"
 ATTACHMENTS_PATH = "/workspace/attachments"
-
-_EXCERPT = 1000  # characters
+GLOBAL_PATH = "/workspace/global"
 
 #: Started as `python3 /opt/pynchy`, which puts that directory first on the import path.
 _LAUNCHER = "from agent_runner.__main__ import run\n\nrun()\n"
@@ -44,26 +45,31 @@ _SHARED = ("__init__.py", "types.py", "wire.py", "tunnel.py", "loopback.py", "pl
 
 def group_folder(home: Path, group: Group, owner: tuple[int, int] | None) -> Path:
     """Create the group's folder, owned by whom its agent runs as, and return it."""
-    return _agents_folder(make_private(home / "groups"), group, owner)
+    return _agents_folder(make_private(home / "groups"), group.folder, owner)
 
 
 def plugin_data_folder(home: Path, plugin: str, group: Group, owner: tuple[int, int] | None) -> Path:
     """Create the folder in which a plugin's agent-side parts keep what is this group's, and return it."""
     if not valid_folder(plugin):
         raise ValueError(f"a plugin's folder cannot be called {plugin!r}")
-    return _agents_folder(make_private(make_private(home / "plugin-data") / plugin), group, owner)
+    return _agents_folder(make_private(make_private(home / "plugin-data") / plugin), group.folder, owner)
 
 
-def _agents_folder(parent: Path, group: Group, owner: tuple[int, int] | None) -> Path:
-    if not valid_folder(group.folder):
-        raise ValueError(f"a group's folder cannot be called {group.folder!r}")
-    folder = parent / group.folder
+def _agents_folder(parent: Path, name: str, owner: tuple[int, int] | None) -> Path:
+    if not valid_folder(name):
+        raise ValueError(f"a group's folder cannot be called {name!r}")
+    folder = parent / name
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink():
         raise ValueError(f"{folder} is a link; it must be a directory")
     if owner and os.geteuid() == 0:
         os.chown(folder, *owner)
     return folder
+
+
+def global_folder(home: Path, owner: tuple[int, int] | None) -> Path:
+    """Create the folder of what all agents know, owned by whom they run as, and return it."""
+    return _agents_folder(home, "global", owner)
 
 
 def attachments_folder(home: Path, group: Group) -> Path:
@@ -74,24 +80,13 @@ def attachments_folder(home: Path, group: Group) -> Path:
     return folder
 
 
-def attach_text(home: Path, group: Group, row_id: int, text: str) -> str:
-    """Put a long text where the agent can read it, and return what its message says instead."""
-    name = f"message-{row_id}.txt"
-    path = attachments_folder(home, group) / name
-    path.write_text(text, encoding="utf-8")
-    path.chmod(0o644)
-    return (
-        f"{text[:_EXCERPT]}\n[... The whole message has {len(text)} characters: "
-        f"it is the file {ATTACHMENTS_PATH}/{name}]"
-    )
-
-
-def group_mounts(folder: Path, runner: Path, attachments: Path) -> tuple[VolumeMount, ...]:
-    """The mounts that every agent has."""
+def group_mounts(home: Path, group: Group, runner: Path, owner: tuple[int, int] | None) -> tuple[VolumeMount, ...]:
+    """The mounts that every agent has, of folders that are made where they are missing; OSError, ValueError."""
     return (
         VolumeMount(str(runner), RUNNER_PATH, readonly=True),
-        VolumeMount(str(attachments), ATTACHMENTS_PATH, readonly=True),
-        VolumeMount(str(folder), GROUP_PATH),
+        VolumeMount(str(attachments_folder(home, group)), ATTACHMENTS_PATH, readonly=True),
+        VolumeMount(str(global_folder(home, owner)), GLOBAL_PATH, readonly=not group.is_main),
+        VolumeMount(str(group_folder(home, group, owner)), GROUP_PATH),
     )
 
 

@@ -163,7 +163,8 @@ async def main(config: dict[str, Any]) -> None:
     async with Service.start(load_settings(), upstream, PluginRegistry(), runtime, channels=[channel]) as service:
         trouble.prefix = service.container_prefix
         for number in range(config["groups"]):
-            await service.register_group(Group(f"{PREFIX}{number}", f"Group {number}", f"group-{number}"))
+            group = Group(f"{PREFIX}{number}", f"Group {number}", f"group-{number}", needs_trigger=False)
+            await service.register_group(group)
         tell(ready=os.getpid(), prefix=service.container_prefix)
         while line := await lines.readline():
             command = json.loads(line)

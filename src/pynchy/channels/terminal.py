@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 
 from pynchy.types import NotConnected
 
@@ -25,6 +26,7 @@ class TerminalChannel:
 
     def __init__(self) -> None:
         self._sinks: dict[str, list[Sink]] = {}
+        self._note_sinks: dict[str, list[Sink]] = {}
 
     async def connect(self) -> None:
         """There is nothing to connect to; terminals come by themselves."""
@@ -32,6 +34,7 @@ class TerminalChannel:
     async def disconnect(self) -> None:
         """Forget every terminal."""
         self._sinks.clear()
+        self._note_sinks.clear()
 
     def is_connected(self) -> bool:
         """Whether any terminal is attached."""
@@ -53,15 +56,31 @@ class TerminalChannel:
         if not shown:
             raise NotConnected(jid)
 
+    async def send_file(self, jid: str, path: Path, caption: str) -> None:
+        """Say where a file is: whoever sits at the terminal has the disk before them."""
+        await self.send_message(jid, f"{caption}\n[file: {path}]".strip())
+
+    async def send_note(self, jid: str, text: str) -> None:
+        """Show how an answer gets on, where it cannot be taken for one."""
+        for sink in list(self._note_sinks.get(jid, ())):
+            with suppress(ConnectionError):
+                await sink(text)
+
     @contextmanager
-    def attached(self, jid: str, sink: Sink) -> Iterator[None]:
-        """Show this chat's texts through `sink` meanwhile."""
-        self._sinks.setdefault(jid, []).append(sink)
-        try:
+    def attached(self, jid: str, sink: Sink, notes: Sink | None = None) -> Iterator[None]:
+        """Show this chat's texts through `sink` meanwhile, and how answers get on through `notes`."""
+        with _among(self._sinks, jid, sink), _among(self._note_sinks, jid, notes) if notes else nullcontext():
             yield
-        finally:
-            sinks = self._sinks.get(jid, [])
-            if sink in sinks:
-                sinks.remove(sink)
-            if not sinks:
-                self._sinks.pop(jid, None)
+
+
+@contextmanager
+def _among(sinks: dict[str, list[Sink]], jid: str, sink: Sink) -> Iterator[None]:
+    sinks.setdefault(jid, []).append(sink)
+    try:
+        yield
+    finally:
+        those = sinks.get(jid, [])
+        if sink in those:
+            those.remove(sink)
+        if not those:
+            sinks.pop(jid, None)

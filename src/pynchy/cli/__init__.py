@@ -114,9 +114,33 @@ def _plugins_why(given: argparse.Namespace) -> int:
 
 
 def _status(given: argparse.Namespace) -> int:
-    from pynchy.cli import status
+    from pynchy.cli import service_calls
 
-    return status.show()
+    return service_calls.status()
+
+
+def _stop(given: argparse.Namespace) -> int:
+    from pynchy.cli import service_calls
+
+    return service_calls.stop(given.group)
+
+
+def _clear(given: argparse.Namespace) -> int:
+    from pynchy.cli import service_calls
+
+    return service_calls.clear(given.group)
+
+
+def _tasks_list(given: argparse.Namespace) -> int:
+    from pynchy.cli import service_calls
+
+    return service_calls.tasks(given.group)
+
+
+def _task(given: argparse.Namespace) -> int:
+    from pynchy.cli import service_calls
+
+    return service_calls.task(given.what, given.number)
 
 
 def _groups_list(given: argparse.Namespace) -> int:
@@ -137,14 +161,68 @@ def _groups_set(given: argparse.Namespace) -> int:
     return groups.change(given.folder, _wishes(given))
 
 
+def _groups_people(given: argparse.Namespace) -> int:
+    from pynchy.cli import groups
+
+    return groups.people(given.folder)
+
+
+def _groups_remove(given: argparse.Namespace) -> int:
+    from pynchy.cli import groups
+
+    return groups.remove(given.folder)
+
+
 def _wishes(given: argparse.Namespace) -> dict[str, str]:
     return {name: text for name in GROUP_SETTINGS if (text := getattr(given, name)) is not None}
+
+
+def _usage(given: argparse.Namespace) -> int:
+    from pynchy.cli import usage
+
+    return usage.show(given.days, given.group, given.json)
 
 
 def _history_export(given: argparse.Namespace) -> int:
     from pynchy.cli import history
 
     return history.export(given.group, given.output)
+
+
+def _history_search(given: argparse.Namespace) -> int:
+    from pynchy.cli import history
+
+    return history.search(" ".join(given.words), given.group, given.most)
+
+
+def _logs(given: argparse.Namespace) -> int:
+    from pynchy.cli import logs
+
+    return logs.show(given.group, given.lines, given.follow)
+
+
+def _service(given: argparse.Namespace) -> int:
+    from pynchy.cli import service
+
+    return getattr(service, given.what)()
+
+
+def _backup(given: argparse.Namespace) -> int:
+    from pynchy.cli import backup
+
+    return backup.backup(given.file)
+
+
+def _restore(given: argparse.Namespace) -> int:
+    from pynchy.cli import backup
+
+    return backup.restore(given.file)
+
+
+def _smoke(given: argparse.Namespace) -> int:
+    from pynchy.cli import smoke
+
+    return smoke.smoke(given.demo)
 
 
 def _image_build(given: argparse.Namespace) -> int:
@@ -160,11 +238,20 @@ _COMMANDS = {
     "chat": "Chat in the terminal; starts a service for as long where none runs.",
     "ask": "Send one message and print the answer.",
     "status": "How the running service is: agents at work, and where they connect to.",
+    "stop": "End what a group's agents do.",
+    "clear": "Let a group's next message begin a new conversation.",
+    "tasks": "What is scheduled.",
     "doctor": "Say what is wrong, and the command that mends it.",
     "plugins": "The installed plugins.",
     "groups": "The chats that are answered, and what each may have.",
     "history": "What was said.",
+    "usage": "What the model has taken and cost.",
     "image": "What agents run from.",
+    "service": "Have the system run the service.",
+    "logs": "What the service has logged.",
+    "backup": "Write everything that is kept into one file, also while the service runs.",
+    "restore": "Make a new home of a backup.",
+    "smoke": "Send one message through everything, to see that all of it works.",
 }
 
 
@@ -182,17 +269,35 @@ def _parser(with_plugins: bool) -> argparse.ArgumentParser:
             one.add_argument("text", help="the message")
             one.add_argument("--timeout", type=_seconds, default=600, help="seconds to wait for the answer (600)")
     commands.add("status", _status)
+    for name, action in (("stop", _stop), ("clear", _clear)):
+        commands.add(name, action).add_argument("group", help="the group's folder")
+    _tasks(commands)
     commands.add("doctor", _doctor)
     _plugins(commands)
     _groups(commands)
-    history = commands.group("history", {"export": "Write a group's conversations as Markdown."})
+    history = commands.group(
+        "history",
+        {
+            "export": "Write a group's conversations as Markdown.",
+            "search": "Find what was said, by its words, newest first.",
+        },
+    )
     export = history.add("export", _history_export)
     export.add_argument("group", help="the group's folder")
     export.add_argument("--output", "-o", type=Path, help="a file, instead of stdout")
+    search = history.add("search", _history_search)
+    search.add_argument("words", nargs="+", metavar="WORD", help="words that must all occur; the last may go on")
+    search.add_argument("--group", help="in the group of this folder alone")
+    search.add_argument("--most", type=_results, default=20, help="so many results (20)")
+    usage = commands.add("usage", _usage)
+    usage.add_argument("--days", type=_days, default=7, help="so many days, today included (7)")
+    usage.add_argument("--group", help="of the group in this folder alone")
+    usage.add_argument("--json", action="store_true", help="as a JSON object")
     image = commands.group("image", {"build": "Build the agent's image (or, for bubblewrap, fill its environment)."})
     build = image.add("build", _image_build)
     build.add_argument("--if-missing", action="store_true", help="do nothing where it is there already")
     build.add_argument("--runtime", help="for this runtime instead of the chosen one")
+    _operations(commands)
     if with_plugins:
         from pynchy.cli import plugin_commands
 
@@ -220,6 +325,24 @@ def _plugins(commands: _Commands) -> None:
     plugins.add("why", _plugins_why)
 
 
+def _tasks(commands: _Commands) -> None:
+    tasks = commands.group(
+        "tasks",
+        {
+            "list": "List the scheduled tasks, and when each is next due.",
+            "runs": "Say what became of a task's latest runs.",
+            "pause": "Let a task rest.",
+            "resume": "Let a paused task go on.",
+            "cancel": "End a task for good.",
+        },
+    )
+    tasks.add("list", _tasks_list).add_argument("--group", help="of the group in this folder alone")
+    for what in ("runs", "pause", "resume", "cancel"):
+        one = tasks.add(what, _task)
+        one.set_defaults(what=what)
+        one.add_argument("number", type=_positive, help="the task's number, as `pynchy tasks list` has it")
+
+
 def _groups(commands: _Commands) -> None:
     groups = commands.group(
         "groups",
@@ -227,8 +350,12 @@ def _groups(commands: _Commands) -> None:
             "list": "List the groups, and the chats that could become one.",
             "add": "Answer a chat from now on.",
             "set": "Say what a group's agent has and may do.",
+            "people": "List who has written in a group's chat, by their ids.",
+            "remove": "Answer a chat no longer; its folder and history are kept.",
         },
     )
+    for name, action in (("people", _groups_people), ("remove", _groups_remove)):
+        groups.add(name, action).add_argument("folder", help="the group's folder")
     groups.add("list", _groups_list)
     add = groups.add("add", _groups_add)
     add.add_argument("jid", help="the chat's address, as `pynchy groups list` shows it")
@@ -238,6 +365,28 @@ def _groups(commands: _Commands) -> None:
     for command in (add, change):
         for name, meaning in GROUP_SETTINGS.items():
             command.add_argument(f"--{name.replace('_', '-')}", help=meaning)
+
+
+def _operations(commands: _Commands) -> None:
+    service = commands.group(
+        "service",
+        {
+            "install": "Start it now and with each log-in; as root, with the machine.",
+            "uninstall": "Stop it, and start it no more.",
+            "restart": "End it and start it again, with the plugins and the version that are installed now.",
+            "status": "Whether it is installed and runs, since when, and what it last logged.",
+        },
+    )
+    for what in ("install", "uninstall", "restart", "status"):
+        service.add(what, _service).set_defaults(what=what)
+    logs = commands.add("logs", _logs)
+    logs.add_argument("group", nargs="?", help="of the group in this folder alone")
+    logs.add_argument("--lines", "-n", type=_count, default=50, help="so many of the last lines (50)")
+    logs.add_argument("--follow", "-f", action="store_true", help="and those to come, until Ctrl-C")
+    commands.add("backup", _backup).add_argument("file", help="a new file, such as pynchy.tar.gz; `-` for stdout")
+    commands.add("restore", _restore).add_argument("file", help="a backup; `-` for stdin")
+    smoke = commands.add("smoke", _smoke)
+    smoke.add_argument("--demo", action="store_true", help="let the scripted demo model answer; nothing is spent")
 
 
 def _safe_mode(parser: argparse.ArgumentParser) -> None:
@@ -265,6 +414,30 @@ class _Commands:
     def mention(self, name: str, sentence: str) -> None:
         """A command that is carried out elsewhere."""
         self._adding.add_parser(name, help=sentence)
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or len(text) > 5 or not 1 <= int(text) <= 36500:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days from 1 to 36500")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
+    return int(text)
+
+
+def _results(text: str) -> int:
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of results from 1 to 1000")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or len(text) > 15 or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -9,10 +9,11 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from pynchy.app import AlreadyRunning, CannotStart, home_lock
-from pynchy.cli.output import complain, complain_of_system
+from pynchy.cli.output import complain, complain_of_system, visible
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, ask, connect, group_from
 from pynchy.group_settings import apply, in_words
+from pynchy.groups import Groups
 from pynchy.home import control_socket
 from pynchy.plugin import State, discover_plugins
 from pynchy.store import Store, StoreError
@@ -38,6 +39,14 @@ class Registered(Protocol):
         """Give a group these settings; ValueError or ControlError where one cannot be."""
         ...
 
+    async def people(self, jid: str) -> dict[str, str]:
+        """Who has written in a group's chat: what each is called, by their ids."""
+        ...
+
+    async def remove(self, folder: str) -> None:
+        """Answer a chat no longer; ValueError or ControlError where that cannot be."""
+        ...
+
 
 def show() -> int:
     """Print the groups, and the chats that could become one."""
@@ -46,11 +55,11 @@ def show() -> int:
         groups = await registered.groups()
         for group in groups:
             words = [group.name, group.jid, *in_words(group)]
-            print(f"{group.folder}{' (main)' if group.is_main else ''}: {', '.join(words)}")
+            print(visible(f"{group.folder}{' (main)' if group.is_main else ''}: {', '.join(words)}"))
         known = {group.jid for group in groups}
         for jid, name in sorted((await registered.chats()).items()):
             if jid not in known:
-                print(f"not registered: {name}, {jid}")
+                print(visible(f"not registered: {', '.join([name, jid] if name else [jid])}"))
         return 0
 
     return _guarded(action)
@@ -90,6 +99,31 @@ def change(folder: str, wishes: Mapping[str, str]) -> int:
     return _guarded(action)
 
 
+def people(folder: str) -> int:
+    """Print who has written in a group's chat."""
+
+    async def action(registered: Registered) -> int:
+        groups = {group.folder: group for group in await registered.groups()}
+        if folder not in groups:
+            return complain(f"There is no group {folder!r}; there are: {', '.join(sorted(groups)) or 'none'}.")
+        for sender, name in (await registered.people(groups[folder].jid)).items():
+            print(f"{visible(sender)}: {visible(name)}")
+        return 0
+
+    return _guarded(action)
+
+
+def remove(folder: str) -> int:
+    """Answer a chat no longer."""
+
+    async def action(registered: Registered) -> int:
+        await registered.remove(folder)
+        print(f"{folder} is no group any more; its folder and its history are kept.")
+        return 0
+
+    return _guarded(action)
+
+
 def _installed() -> set[str]:
     return {record.name for record in discover_plugins().records if record.state is State.READY}
 
@@ -118,24 +152,38 @@ class _Running:
     async def update(self, group: Group) -> None:
         await self._ask(op="set-group", group=asdict(group))
 
+    async def people(self, jid: str) -> dict[str, str]:
+        folders = {group.jid: group.folder for group in await self.groups()}
+        return (await self._ask(op="people", group=folders[jid]))["people"]
+
+    async def remove(self, folder: str) -> None:
+        await self._ask(op="remove-group", group=folder)
+
 
 class _Stopped:
     """Reads and writes the database itself, where no service does."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, groups: Groups) -> None:
         self._store = store
+        self._groups = groups
 
     async def groups(self) -> list[Group]:
-        return list((await self._store.groups()).values())
+        return list(self._groups.by_jid.values())
 
     async def chats(self) -> dict[str, str]:
         return await self._store.chats()
 
+    async def people(self, jid: str) -> dict[str, str]:
+        return await self._store.people(jid)
+
     async def add(self, group: Group) -> None:
-        await self._store.register_group(group)
+        await self._groups.register(group)
 
     async def update(self, group: Group) -> None:
-        await self._store.update_group(group)
+        await self._groups.update(group)
+
+    async def remove(self, folder: str) -> None:
+        await self._groups.remove(folder)
 
 
 @asynccontextmanager
@@ -146,7 +194,9 @@ async def _registered(settings: Settings) -> AsyncIterator[Registered]:
         return
     with home_lock(settings.home):
         async with Store.open(settings.home / "pynchy.db") as store:
-            yield _Stopped(store)
+            groups = Groups(settings, store)
+            await groups.load()
+            yield _Stopped(store, groups)
 
 
 def _guarded(action: Callable[[Registered], Awaitable[int]]) -> int:

@@ -1,4 +1,4 @@
-"""`pynchy history export`: a group's conversations as Markdown, on stdout or in a file."""
+"""`pynchy history`: a group's conversations as Markdown, and a search in all that was said."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pynchy.cli.output import complain, complain_of_system
-from pynchy.history import NoHistory, export_markdown
+from pynchy.cli.output import complain, complain_of_system, visible
+from pynchy.history import NoHistory, export_markdown, find
 from pynchy.home import pynchy_home
 
 
@@ -36,3 +36,15 @@ def export(folder: str, output: Path | None) -> int:
     except OSError as error:
         return complain_of_system(error)
     return 0
+
+
+def search(words: str, folder: str | None, most: int) -> int:
+    """Print the latest texts that have these words, a line each; 1 where there are none, as grep has it."""
+    try:
+        found = find(pynchy_home() / "pynchy.db", words, folder, most)
+    except (NoHistory, ValueError) as error:
+        return complain(f"{error}.")
+    for one in found:
+        chat, sender = one.group or one.jid, "(assistant)" if one.sender is None else one.sender
+        print(visible(f"{one.at.astimezone():%Y-%m-%d %H:%M}  {chat}  {sender}: {one.excerpt}"))
+    return 0 if found else complain("nothing that was said has these words.")

@@ -22,10 +22,10 @@ from typing import Any
 
 import uv
 
+from pynchy.agent_setup import agent_owner
 from pynchy.cli.output import complain, complain_of_system, configure_logging, tell
 from pynchy.config import SettingsError, load_settings
 from pynchy.container_runner import spawn
-from pynchy.conversations import agent_owner
 from pynchy.home import pynchy_home
 from pynchy.plugin import GROUP, ContainerRuntime, RuntimeUnavailable, discover_plugins
 from pynchy.plugin._crashes import CrashLog
@@ -33,7 +33,7 @@ from pynchy.plugin._discovery import DISABLED, SAFE_MODE, SLOW_IMPORT, readable_
 from pynchy.runtime import agent_image, get_runtime
 from pynchy.types import ContainerInput, Group, RunSpec, VolumeMount
 from pynchy.wire import WireError, encode, json_frame, read_frames
-from pynchy.workspace import attachments_folder, group_folder, group_mounts, stage_runner
+from pynchy.workspace import group_mounts, stage_runner
 
 _LOAD_WITHIN = 60.0  # seconds
 _INSTALL_WITHIN = 300.0  # seconds
@@ -295,7 +295,7 @@ async def _in_container(result: dict[str, Any], directory: Path) -> dict[str, An
     owner = agent_owner(settings)
     runtime = await asyncio.to_thread(_ready_runtime)
     home, group = directory / "home", Group("check:", "check", "check")
-    mounts = group_mounts(group_folder(home, group, owner), stage_runner(home), attachments_folder(home, group))
+    mounts = group_mounts(home, group, stage_runner(home), owner)
     spec = RunSpec(
         mounts=(*mounts, *(VolumeMount(**mount) for mount in result["mounts"])),
         container_name=f"pynchy-check-{uuid.uuid4().hex[:12]}",

@@ -17,7 +17,7 @@ from pynchy.app import (
     check_image,
     choose_runtime,
 )
-from pynchy.cli.output import complain, complain_of_system, configure_logging, tell
+from pynchy.cli.output import complain, complain_of_system, configure_logging, logging_into, tell
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, Peer, connect
 from pynchy.home import control_socket
@@ -40,10 +40,11 @@ def run_service(demo: bool) -> int:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with own_service(settings, demo, at_terminal=False):
-            tell("pynchy is ready; `pynchy chat` talks to it, Ctrl-C stops it.")
-            await stop.wait()
-            tell("pynchy is stopping.")
+        with logging_into(settings.home, settings.log_level):
+            async with own_service(settings, demo, at_terminal=False):
+                tell("pynchy is ready; `pynchy chat` talks to it, Ctrl-C stops it.")
+                await stop.wait()
+                tell("pynchy is stopping.")
         return 0
 
     return _guarded(serve)
@@ -77,6 +78,8 @@ async def _print_answer(peer: Peer, label: str = "") -> int:
                 tell(f"(from earlier) {event['text']}")
             else:
                 print(label + event["text"], flush=True)
+        elif event["event"] == "note":
+            tell(event["text"])
         elif event["event"] == "settled":
             return 0 if event["error"] is None else 1
         elif event["event"] == "error":
@@ -130,10 +133,11 @@ async def _reach(demo: bool, talk: Talk) -> int:
             await _same_model(peer, demo)
             return await talk(door)
         try:
-            async with own_service(settings, demo, at_terminal=True) as service:
-                code = await talk(door)
-                await service.door.unused()  # another command may be using it by now
-                return code
+            with logging_into(settings.home, settings.log_level):
+                async with own_service(settings, demo, at_terminal=True) as service:
+                    code = await talk(door)
+                    await service.door.unused()  # another command may be using it by now
+                    return code
         except AlreadyRunning:
             # It holds the lock and has no door: it is just starting, or just stopping.
             if asyncio.get_running_loop().time() > deadline:

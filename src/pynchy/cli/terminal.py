@@ -42,7 +42,8 @@ async def _type(peer: Peer) -> int:
 
 async def _show(peer: Peer) -> int:
     while (event := await peer.receive()) is not None:
-        print(event.get("text") or event.get("message", ""))
+        text = event.get("text") or event.get("message", "")
+        print(f"({text})" if event["event"] == "note" else text)
         if event["event"] == "error":
             return 1
     print("The service has stopped.")

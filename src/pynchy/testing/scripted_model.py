@@ -1,8 +1,9 @@
 """A model that answers by rule: the Anthropic Messages API on loopback, without a language model behind it.
 
 A line `/tool NAME {json}` of the last user message makes it call that tool (several lines: several calls, in
-order) and then answer with the tools' results; any other text is answered `You said: TEXT`. It is the demo
-model and the model of the tests, and it can fail on demand: status codes, a stall, a cut connection.
+order) and then answer with the tools' results; any other text is answered `You said: TEXT`, with a line for each
+image. It is the demo model and the model of the tests, and it can fail on demand: status codes, a stall, a cut
+connection.
 
 Wire format: https://docs.anthropic.com/en/api/messages and .../messages-streaming.
 """
@@ -10,6 +11,7 @@ Wire format: https://docs.anthropic.com/en/api/messages and .../messages-streami
 from __future__ import annotations
 
 import asyncio
+import base64
 import html
 import json
 import random
@@ -25,9 +27,18 @@ from pynchy.loopback import Exchange, LoopbackServer, Request
 NAME = "pynchy-scripted-model"
 
 #: What the command-line client writes in the user's place.
-_NOT_SAID = re.compile(r"<system-reminder>.*?</system-reminder>\s*|\[Request interrupted by user[^]]*\]", re.DOTALL)
-_CHAT_MESSAGE = re.compile(r"<message\b[^>]*>(.*?)</message>", re.DOTALL)
+_NOT_SAID = re.compile(
+    r"<(system-reminder|local-command-caveat|local-command-stdout|command-name|command-message|command-args)>.*?</\1>\s*"
+    r"|\A\[Image: source: .*\]\s*\Z"
+    r"|\AThis session is being continued from a previous conversation.*",
+    re.DOTALL,
+)
+_INTERRUPTED = "[Request interrupted by user"
+_CHAT_MESSAGE = re.compile(r"<message\b([^>]*)>(.*?)</message>", re.DOTALL)
 _CHAT_BATCH = re.compile(r"<messages\b[^>]*>(.*)</messages>", re.DOTALL)
+_ATTACHMENT = re.compile(r"<attachment\b([^>]*)/>")
+_ATTRIBUTE = re.compile(r"""(\w+)=("[^"]*"|'[^']*')""")
+_IMAGE_DATA = re.compile(rb'"data": ?"[^"]*"')
 _TOOL_LINE = re.compile(r"^/tool\s+(\S+)(?:\s+(\{.*\}))?\s*$")
 
 
@@ -79,7 +90,8 @@ class ScriptedModel:
     """Serves the Messages API on 127.0.0.1; an async context manager.
 
     `requests` holds every request received, oldest first (the last 200). `fail_next` queues faults, each used
-    for one request to `/v1/messages`.
+    for one request to `/v1/messages`. What is in `usage`, such as `cache_read_input_tokens`, answers report as
+    their usage.
     """
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
@@ -91,6 +103,7 @@ class ScriptedModel:
         # Ids must be new to a conversation that is resumed, also from an earlier model.
         self._run = uuid.uuid4().hex[:12]
         self.requests: deque[Request] = deque(maxlen=200)
+        self.usage: dict[str, int] = {}
 
     @property
     def base_url(self) -> str:
@@ -139,7 +152,8 @@ class ScriptedModel:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
             await _error(exchange, Fail(400, f"not a Messages API request: {problem!r}"))
             return
-        input_tokens = max(1, len(request.body) // 4)
+        # What an image takes has nothing to do with how long its encoding is.
+        input_tokens = max(1, len(_IMAGE_DATA.sub(b"", request.body)) // 4)
         if path.endswith("/count_tokens"):
             await exchange.reply(200, json.dumps({"input_tokens": input_tokens}).encode())
             return
@@ -151,6 +165,7 @@ class ScriptedModel:
             return
         self._count += 1
         message = _message(f"msg_{self._run}{self._count:06d}", body.get("model") or NAME, answer, input_tokens)
+        message["usage"] |= self.usage
         if not body.get("stream") and fault is None:
             await exchange.reply(200, json.dumps(message).encode())
             return
@@ -162,13 +177,13 @@ class ScriptedModel:
 
 def respond(messages: list[dict[str, Any]]) -> ToolCall | str:
     """What the model says next in a conversation: a call, or the text that ends its turn."""
-    prompt, results = _last_prompt(messages)
+    prompt, images, results = _last_prompt(messages)
     calls = tool_calls(prompt)
     if len(results) < len(calls):
         return calls[len(results)]
     if calls:
         return "\n".join(results)
-    return f"You said: {prompt}"
+    return "\n".join([f"You said: {prompt}", *images])
 
 
 def tool_calls(prompt: str) -> list[ToolCall]:
@@ -183,8 +198,8 @@ def tool_calls(prompt: str) -> list[ToolCall]:
     return calls
 
 
-def _last_prompt(messages: list[dict[str, Any]]) -> tuple[str, list[str]]:
-    """The last thing a person said, and the tool results that came after it.
+def _last_prompt(messages: list[dict[str, Any]]) -> tuple[str, list[str], list[str]]:
+    """The last thing a person said, a line for each image with it, and the tool results that came after it.
 
     The command-line client adds messages of its own after it (reminders, system-role notes), which nobody
     said; so the search goes backwards to the last user message that has text of its own.
@@ -194,26 +209,53 @@ def _last_prompt(messages: list[dict[str, Any]]) -> tuple[str, list[str]]:
         if message.get("role") != "user":
             continue
         content = message["content"]
-        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        blocks: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         found: list[str] = []
         texts: list[str] = []
+        images: list[str] = []
         for block in blocks:
             if block.get("type") == "tool_result":
                 found.append(_result_text(block))
-                texts.clear()  # what comes before a result was not said in answer to it
+            if block.get("type") == "tool_result" or block.get("text", "").startswith(_INTERRUPTED):
+                texts.clear()  # what comes before it is not waiting for an answer any more
+                images.clear()
+            elif block.get("type") == "image":
+                images.append(_image_line(block["source"]))
             elif block.get("type") == "text":
                 texts.append(_NOT_SAID.sub("", block["text"]).strip())
         if text := "\n".join(text for text in texts if text):
-            return unwrap(text), results
+            return unwrap(text), images, results
         results[:0] = found
-    return "", results
+    return "", [], results
 
 
 def unwrap(text: str) -> str:
-    """The chat text inside Pynchy's prompt format, unescaped; other text as it is."""
-    if batch := _CHAT_BATCH.search(text):
-        return "\n".join(html.unescape(inner).strip() for inner in _CHAT_MESSAGE.findall(batch[1]))
-    return text
+    """The chat text inside Pynchy's prompt format, unescaped; other text as it is.
+
+    Messages that are only context count where there are no others; an attachment is a line with its path.
+    """
+    batch = _CHAT_BATCH.search(text)
+    if batch is None:
+        return text
+    messages = [(_attributes(head), inner) for head, inner in _CHAT_MESSAGE.findall(batch[1])]
+    asked = [inner for head, inner in messages if head.get("context") != "yes"]
+    return "\n".join(_plain(inner) for inner in asked or [inner for _, inner in messages])
+
+
+def _plain(inner: str) -> str:
+    return html.unescape(_ATTACHMENT.sub(_attachment_line, inner)).strip()
+
+
+def _attachment_line(element: re.Match[str]) -> str:
+    return f"\n[attachment {_attributes(element[1]).get('path', 'not kept')}]"
+
+
+def _attributes(head: str) -> dict[str, str]:
+    return {name: quoted[1:-1] for name, quoted in _ATTRIBUTE.findall(head)}
+
+
+def _image_line(source: dict[str, Any]) -> str:
+    return f"[image {source['media_type']}, {len(base64.b64decode(source['data']))} bytes]"
 
 
 def _result_text(block: dict[str, Any]) -> str:

@@ -53,6 +53,7 @@ class HostLink:
         # The host ends an agent that asks for more at once: whoever comes later waits in here.
         self._calls = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
         self._connections = asyncio.Semaphore(MAX_TUNNELS)
+        self._file = asyncio.Lock()  # bodies under way may not take more than a few of them together
 
     def send(self, frame: Frame) -> None:
         """Queue a frame for the host without waiting."""
@@ -64,12 +65,20 @@ class HostLink:
 
     async def request(self, frame_type: str, body: Any, **fields: Any) -> Any:
         """Ask the host and return its answer; HostRefused where it says no."""
+        return await self._ask(json_frame(frame_type, body, **fields))
+
+    async def hand_over(self, data: bytes, **fields: Any) -> Any:
+        """Give the host a file and return its answer; HostRefused where it says no."""
+        async with self._file:
+            return await self._ask(Frame("file", fields, data))
+
+    async def _ask(self, frame: Frame) -> Any:
         async with self._calls:
             request_id = next(self._ids)
             future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
             self._replies[request_id] = future
             try:
-                self.send(json_frame(frame_type, body, id=request_id, **fields))
+                self.send(Frame(frame.type, {**frame.fields, "id": request_id}, frame.body))
                 reply = await future
             finally:
                 del self._replies[request_id]

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from claude_agent_sdk import ClaudeSDKClient
 
-from agent_runner.conversation import Conversation
+from agent_runner.conversation import Conversation, Prompt
 from agent_runner.host_link import HostLink, open_link
 from agent_runner.host_tools import host_tools
 from agent_runner.model_bridge import model_bridge
@@ -52,11 +52,11 @@ async def _run(read_fd: int, write_fd: int) -> int:
                     given,
                     bridge.base_url,
                     HostSessionStore(link),
-                    host_tools(link, given.plugin_tools or {}),
+                    host_tools(link, given.host_tools or [], given.plugin_tools or {}),
                     conversation.before_tool,
                     running_hooks.matchers(),
                 )
-                conversation.accept(ids, given.prompt)
+                conversation.accept(Prompt(ids, given.prompt, tuple(given.images or ())))
                 await _converse(link, frames, conversation, ClaudeSDKClient(options))
         except Exception as error:
             traceback.print_exc()
@@ -81,6 +81,10 @@ def _read_input(frame: Frame) -> tuple[tuple[int, ...], ContainerInput]:
     if frame.type != "input" or frame.fields.get("version") != PROTOCOL_VERSION:
         raise WireError(f"expected an input frame of version {PROTOCOL_VERSION}, got {frame.type!r}")
     return tuple(frame.fields["ids"]), ContainerInput.from_dict(frame.json_body())
+
+
+def _prompt(frame: Frame) -> Prompt:
+    return Prompt(tuple(frame.fields["ids"]), frame.body.decode(), tuple(frame.fields.get("images", ())))
 
 
 def _reporter(link: HostLink) -> Callable[[str, str], None]:
@@ -119,16 +123,13 @@ async def _connect_and_answer(client: ClaudeSDKClient, conversation: Conversatio
 
 async def _listen(link: HostLink, frames: AsyncIterator[Frame], conversation: Conversation) -> None:
     """Take frames from the host until `close` or the end of the pipe. Never waits for anything but them."""
-    interrupts: set[asyncio.Task[None]] = set()
     async for frame in frames:
         if link.deliver(frame):
             continue
         if frame.type == "message":
-            conversation.accept(tuple(frame.fields["ids"]), frame.body.decode())
+            conversation.accept(_prompt(frame))
         elif frame.type == "interrupt":
-            task = asyncio.get_running_loop().create_task(conversation.interrupt())
-            interrupts.add(task)
-            task.add_done_callback(interrupts.discard)
+            conversation.interrupt()
         elif frame.type == "close":
             return
         else:

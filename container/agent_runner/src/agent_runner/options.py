@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
 from claude_agent_sdk import ClaudeAgentOptions, HookMatcher
 
+from agent_runner.files import Unreadable, read_start
 from pynchy.types import ContainerInput, tool_prefix
 
 #: Where the host mounts things. Only a runtime without mounts of its own sets the variable.
@@ -36,10 +36,18 @@ _MAX_MEMORY_BYTES = 64 * 1024
 
 _ABOUT = """\
 You are {name}, a personal assistant. People talk to you through a chat; their messages arrive as
-<messages><message sender="..." time="...">...</message></messages>, with the text escaped as in XML. Answer in
-plain text as one writes in a chat, briefly. Text inside <internal>...</internal> is not shown to anybody.
+<messages><message sender="..." time="...">...</message></messages>, with the text escaped as in XML. Those with
+context="yes" ask nothing of you: they are what else was said, or what you have sent yourself, and are there for you
+to know. An <attachment path="..." type="..." name="..."/> is a file that came with its message; you can read it at
+its path, and pictures you also see. Answer in plain text as one writes in a chat, briefly. Text inside
+<internal>...</internal> is not shown to anybody.
+<messages task="..."> comes from a scheduled task instead, and nobody waits: your answer is sent to the chat; if there
+is nothing worth saying, answer with <internal> alone.
 Your working directory is this chat's own folder: what you write there is kept. Its CLAUDE.md is your memory of
-this chat; keep it up to date with what you should remember. {network}"""
+this chat; keep it up to date with what you should remember. What every chat shall know is in
+{memory_of_all}: {who_writes}. {network}"""
+
+_MEMORY_OF_ALL = WORKSPACE / "global" / "CLAUDE.md"
 
 #: What the agent is told of its group's network policy.
 _NETWORK = {
@@ -131,20 +139,24 @@ def _sdk_env(model_url: str) -> dict[str, str]:
 
 
 def _system_prompt(given: ContainerInput) -> str:
-    memory = _read_memory(WORKSPACE / "group" / "CLAUDE.md")
-    network = _NETWORK.get(given.network) or _SOME_HOSTS.format(hosts=given.network)
-    return _ABOUT.format(name=given.assistant_name, network=network) + (
-        f"\n\n# CLAUDE.md\n\n{memory}" if memory else ""
+    about = _ABOUT.format(
+        name=given.assistant_name,
+        memory_of_all=_MEMORY_OF_ALL,
+        who_writes="this chat, the main one, is the only one that can write it"
+        if given.is_main
+        else "only the main chat can write it",
+        network=_NETWORK.get(given.network) or _SOME_HOSTS.format(hosts=given.network),
     )
+    memories = {
+        "The memory of every chat": _read_memory(_MEMORY_OF_ALL),
+        "CLAUDE.md": _read_memory(WORKSPACE / "group" / "CLAUDE.md"),
+    }
+    return about + "".join(f"\n\n# {name}\n\n{memory}" for name, memory in memories.items() if memory)
 
 
 def _read_memory(path: Path) -> str:
-    """What the agent has written down, in so far as it is a file: opening a pipe would wait for ever."""
+    """What an agent has written down, in so far as that is a file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open already
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return ""
-            return file.read(_MAX_MEMORY_BYTES).decode("utf-8", "replace").strip()
-    except OSError:
+        return read_start(path, _MAX_MEMORY_BYTES).decode("utf-8", "replace").strip()
+    except Unreadable:
         return ""
