@@ -134,6 +134,8 @@ def main(kind: str) -> None:
         result(ids, "done")
     if kind in ("answers", "fails-the-first-time", "names-the-pictures"):
         result(ids)
+    if kind == "echoes":
+        result(ids, json.loads(first[1])["prompt"])
     if kind == "answers-when-told":
         folder = Path(os.environ["TMPDIR"]) / json.loads(first[1])["group_folder"]
         folder.with_suffix(".started").touch()

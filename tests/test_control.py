@@ -11,8 +11,10 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,8 @@ from hypothesis import strategies as st
 from pynchy import __version__, control
 from pynchy.channels.terminal import TerminalChannel, terminal_jid
 from pynchy.control import ControlError, ControlServer, Peer, ask, connect, group_from
+from pynchy.schedule import Schedule
+from pynchy.tasks import Task
 from pynchy.types import Group, NotConnected
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -34,6 +38,12 @@ json_values = st.recursive(
 )
 
 
+_THEN = datetime(2026, 3, 1, 9, tzinfo=UTC)
+TASK = Task(
+    7, "main", "water the plants", Schedule("interval", "3600"), _THEN, "group", "once", "active", _THEN, 0, _THEN
+)
+
+
 class Behind:
     """A service with one group, `main`. What is in `outgoing` goes out when it is flushed."""
 
@@ -44,6 +54,7 @@ class Behind:
         self.groups = {JID: Group(JID, "main", "main", is_main=True)}
         self.said: asyncio.Queue[str] = asyncio.Queue()
         self.outgoing: list[str] = []
+        self.done: list[tuple[str, str]] = []
         #: The settlement of each message, in order; the tests set them.
         self.settled: list[asyncio.Future[str | None]] = []
 
@@ -90,6 +101,43 @@ class Behind:
 
     async def update_group(self, group: Group) -> None:
         self.groups[group.jid] = group
+
+    async def remove_group(self, folder: str) -> None:
+        if folder == "main":
+            raise ValueError("the main chat stays")
+        self.groups = {jid: group for jid, group in self.groups.items() if group.folder != folder}
+
+    def group(self, jid: str) -> Group | None:
+        return self.groups.get(jid)
+
+    async def people(self, folder: str) -> dict[str, str]:
+        return {"ada@x": "Ada"}
+
+    async def stop_agents(self, group: Group) -> str | None:
+        self.done.append(("stop", group.folder))
+        return None
+
+    async def begin_anew(self, group: Group) -> None:
+        self.done.append(("clear", group.folder))
+
+    async def tasks(self, folder: str | None) -> list[str]:
+        return [f"a task of {folder}"]
+
+    async def task(self, task_id: int) -> Task:
+        if task_id != TASK.id:
+            raise ControlError(f"There is no task {task_id}.")
+        return TASK
+
+    async def change_task(self, action: str, task: Task) -> Task:
+        if action != "pause":
+            raise ValueError(f"a task cannot be {action!r}")
+        return replace(task, state="paused")
+
+    async def task_runs(self, task: Task) -> list[str]:
+        return ["yesterday: done"]
+
+    def zone_of(self, folder: str) -> ZoneInfo:
+        return ZoneInfo("UTC")
 
 
 @pytest.fixture
@@ -476,3 +524,40 @@ async def test_what_is_no_group_is_refused(group: Any, door: Path) -> None:
                 "event": "error",
                 "message": "that is no group; this is of another version than the service.",
             }
+
+
+_OPERATIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"op": "people", "group": "main"}, {"event": "people", "people": {"ada@x": "Ada"}}),
+    ({"op": "stop", "group": "main"}, {"event": "lines", "lines": ["Nothing is being done there."]}),
+    (
+        {"op": "clear", "group": "main"},
+        {"event": "lines", "lines": ["The next message begins a new conversation."]},
+    ),
+    ({"op": "tasks", "group": None}, {"event": "lines", "lines": ["a task of None"]}),
+    ({"op": "tasks", "group": "main"}, {"event": "lines", "lines": ["a task of main"]}),
+    ({"op": "task", "action": "runs", "id": 7}, {"event": "lines", "lines": ["yesterday: done"]}),
+    (
+        {"op": "task", "action": "pause", "id": 7},
+        {"event": "lines", "lines": ["Task 7 of main: water the plants (every 1 h, paused)"]},
+    ),
+    ({"op": "task", "action": "eat", "id": 7}, {"event": "error", "message": "a task cannot be 'eat'."}),
+    ({"op": "task", "action": "pause", "id": 8}, {"event": "error", "message": "There is no task 8."}),
+    ({"op": "remove-group", "group": "main"}, {"event": "error", "message": "the main chat stays."}),
+    ({"op": "remove-group", "group": "loft"}, {"event": "done"}),
+]
+
+
+@pytest.mark.parametrize(("request_", "answer"), _OPERATIONS)
+async def test_agents_and_tasks_are_seen_and_changed_through_the_door(
+    request_: dict[str, Any], answer: dict[str, Any], door: Path
+) -> None:
+    async with ControlServer(door, Behind()).listening():
+        assert await ask(door, **request_) == answer
+
+
+@pytest.mark.parametrize("number", [None, "7", 7.0, True, 0, -1, 2**63])
+async def test_what_is_no_number_of_a_task_is_refused(number: Any, door: Path) -> None:
+    async with ControlServer(door, Behind()).listening():
+        answer = await ask(door, op="task", action="pause", id=number)
+        assert answer
+        assert answer["message"].startswith("A task is named by its number")

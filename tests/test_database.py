@@ -155,6 +155,29 @@ async def test_a_read_sees_only_what_is_committed(db: Database) -> None:
     assert await db.read(lambda db: db.execute(ALL).fetchall()) == [("not yet",)]
 
 
+async def test_what_no_transaction_can_hold_is_done_between_those_of_others(db: Database, path: Path) -> None:
+    def rewrite(connection: sqlite3.Connection) -> list[str]:
+        assert not connection.in_transaction
+        connection.execute("VACUUM")
+        return [row[0] for row in connection.execute(ALL)]
+
+    async with busy_writer(db):
+        first = await queue(db, note("first"))
+        alone = asyncio.create_task(db.alone(rewrite))
+        await asyncio.sleep(0)
+        second = await queue(db, note("second"))
+    assert await alone == ["first"]
+    await outcomes([*first, *second])
+    assert column(path, ALL) == ["first", "second"]
+
+
+async def test_what_is_done_alone_may_fail_and_the_writer_goes_on(db: Database, path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        await db.alone(lambda connection: connection.execute("DELETE FROM missing"))
+    await db.write(note("after"))
+    assert column(path, ALL) == ["after"]
+
+
 # --- callers that are cancelled -----------------------------------------------------------------------------
 
 

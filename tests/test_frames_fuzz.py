@@ -273,10 +273,9 @@ class World:
     def _all_files(self) -> set[str]:
         """Everything in the home but the group's own folders."""
         names = {str(path.relative_to(self._home)) + "/" for path in self._home.rglob("*")} - {
-            "groups/",
-            "attachments/",
+            *("groups/", "attachments/", "sent/", "global/"),
         }
-        return {name for name in names if not name.startswith(("groups/mine/", "attachments/mine/"))}
+        return {name for name in names if not name.startswith(("groups/mine/", "attachments/mine/", "sent/mine/"))}
 
 
 @pytest.fixture

@@ -333,7 +333,10 @@ def test_a_number_of_lines_is_a_number() -> None:
 def following(*words: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
     """`pynchy logs -f`, and what it prints."""
     command = [sys.executable, "-m", "pynchy", "logs", "-f", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # which is not set for everybody
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             assert process.stdout is not None
             yield process, process.stdout

@@ -698,7 +698,7 @@ async def test_what_the_agent_does_not_read_is_counted_all_the_same(model: Scrip
     assert TOOK in meter.counted
 
 
-async def test_what_is_no_answer_is_not_counted(model: ScriptedModel) -> None:
+async def test_what_is_no_answer_is_not_counted(model: ScriptedModel, api: Api) -> None:
     async with asking(Upstream(model.base_url)) as ask:
         for status in (400, 401, 429, 500, 529):
             model.fail_next(Fail(status))
@@ -707,7 +707,10 @@ async def test_what_is_no_answer_is_not_counted(model: ScriptedModel) -> None:
         await ask("/v1/files", QUESTION)
     async with asking(Upstream("http://127.0.0.1:9")) as nowhere:
         await nowhere(body=QUESTION)
-    assert ask.meter.counted == nowhere.meter.counted == []
+    api.status, api.body = 529, b'{"model": "m", "usage": {"input_tokens": 7}}'
+    async with asking(api.upstream) as overloaded:
+        await overloaded(body=QUESTION)
+    assert ask.meter.counted == nowhere.meter.counted == overloaded.meter.counted == []
 
 
 async def test_a_request_that_the_meter_holds_back_does_not_leave_and_the_reason_is_noted(api: Api) -> None:

@@ -162,6 +162,17 @@ async def test_of_conversations_what_is_old_goes_but_a_current_one_stays_whole(s
     }
 
 
+async def test_transcripts_are_found_by_their_age_and_not_by_reading_them(store: Store) -> None:
+    asked: list[str] = []
+    await store.look(lambda db: db.set_trace_callback(asked.append))
+    await store.removals.remove(CUTOFF, NOW)
+    await store.look(lambda db: db.set_trace_callback(None))
+    (sql,) = [one for one in asked if one.startswith("SELECT id FROM transcripts")]
+    plan = await store.look(lambda db: [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}")])
+    assert any("INDEX transcripts_age (at<?)" in step for step in plan), plan
+    assert "SCAN transcripts" not in plan
+
+
 async def test_what_is_claimed_meanwhile_is_not_removed(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ import pytest
 from stored import column, damage, raw, rows
 from structlog.testing import capture_logs
 
+from pynchy import scheduler
 from pynchy.database import Database
 from pynchy.schedule import Schedule
 from pynchy.scheduler import Scheduler
@@ -254,32 +255,37 @@ async def test_a_run_that_cannot_be_handed_over_does_not_hold_up_the_others(task
 
 
 async def test_a_new_task_is_seen_when_it_is_woken(tasks: Tasks) -> None:
-    started = asyncio.get_running_loop().create_future()
-    scheduler = Scheduler(tasks, utc, started.set_result, lambda: NOW + HOUR)
-    running = asyncio.ensure_future(scheduler.run())
+    started, waiting = asyncio.get_running_loop().create_future(), asyncio.Event()
+
+    async def wait(woken: asyncio.Event, seconds: float) -> None:
+        waiting.set()
+        await scheduler._wait(woken, seconds)
+
+    running = Scheduler(tasks, utc, started.set_result, lambda: NOW + HOUR, wait)
+    job = asyncio.ensure_future(running.run())
     try:
-        assert await tasks.next_due() is None  # asked after it has looked for the first time, or soon will
+        await waiting.wait()
         task = await add(tasks)
-        scheduler.wake()
-        async with asyncio.timeout(10):
+        running.wake()
+        async with asyncio.timeout(LOOK_EVERY / 2):
             assert (await started).task_id == task.id
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
 
 
 async def test_it_wakes_by_itself_when_something_is_due(tasks: Tasks) -> None:
     started = asyncio.get_running_loop().create_future()
     now = datetime.now(UTC)
     await add(tasks, 60, now=now - 59.8 * SECOND)
-    running = asyncio.ensure_future(Scheduler(tasks, utc, started.set_result).run())
+    job = asyncio.ensure_future(Scheduler(tasks, utc, started.set_result).run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LOOK_EVERY / 2):
             await started
         assert datetime.now(UTC) >= now + 0.2 * SECOND
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
 
 
 # --- twenty-four months -------------------------------------------------------------------------------------
@@ -425,9 +431,9 @@ class World:
         self.zones = {name: ZoneInfo(name) for name in ZONES}
         self.watched = {name: walk(zone) for name, zone in self.zones.items()}
         self.expected: dict[int, Expected] = {}
-        self.runs: dict[int, int] = {}  # the task of each run that was handed over
-        self.again: set[int] = set()  # runs that are to be handed over again
-        self.busy: dict[int, tuple[int, datetime]] = {}  # the run that each task has at work, and since when
+        self.handed_over: set[int] = set()  # runs
+        self.again: set[int] = set()  # runs that are to be handed over again, or at last
+        self.busy: set[int] = set()  # tasks
         self.noted: Counter[str] = Counter()
         self.events: list[tuple[datetime, int, int | None, Callable[[], Awaitable[None]]]] = []
         self.order = count()
@@ -567,10 +573,10 @@ class World:
         if run.id in self.again:
             self.again.remove(run.id)
         else:
-            assert run.id not in self.runs
+            assert run.id not in self.handed_over
             if task.missed == "skip":
                 assert self.clock - run.due_at <= GRACE
-        self.runs[run.id] = run.task_id
+        self.handed_over.add(run.id)
         if self.chance.random() < 0.004:
             self.noted["died at a start"] += 1
             raise Stopped
@@ -587,7 +593,7 @@ class World:
             expected.close("skipped")
             return
         assert run.task_id not in self.busy, "two runs of a task at work at once"
-        self.busy[run.task_id] = run.id, self.time
+        self.busy.add(run.task_id)
         if self.chance.random() < 0.3:
             await self.tasks.note_acted(run.id)
             expected.acted = True
@@ -600,7 +606,7 @@ class World:
     async def finish(self, run: TaskRun) -> None:
         assert self.tasks
         expected = self.expected[run.task_id]
-        del self.busy[run.task_id]
+        self.busy.remove(run.task_id)
         was = expected.state
         if self.chance.random() < expected.unreliable:
             task = await self.tasks.fail(run.id, "no reason", self.clock)
@@ -672,9 +678,7 @@ class World:
         self.busy.clear()
         if not self.expected:
             await self.settle()
-        for run_id, _, state in self.claimed(await db.read(_claimed)):
-            self.again.add(run_id)
-            assert state == "active"
+        self.take_up(await db.read(_claimed))
         self.looked = None
         self.look()
         self.scheduler = Scheduler(
@@ -685,10 +689,12 @@ class World:
             await self.scheduler.run()
         self.time += self.chance.choice([SECOND, 10 * MINUTE, 2 * DAY]) * self.chance.uniform(0.1, 1)
 
-    def claimed(self, found: Sequence[tuple[int, int]]) -> list[tuple[int, int, str]]:
-        """Of the runs that a process left behind, those that the next one should take up."""
-        assert len(found) == sum(one.running is not None for one in self.expected.values())
-        again: list[tuple[int, int, str]] = []
+    def take_up(self, found: Sequence[tuple[int, int]]) -> None:
+        """What should become of the runs that a process left behind."""
+        assert {task_id for _, task_id in found} == {
+            one.id for one in self.expected.values() if one.running is not None
+        }
+        self.again.clear()
         for run_id, task_id in found:
             task = self.expected[task_id]
             was = task.state
@@ -696,13 +702,11 @@ class World:
                 self.noted["may have acted"] += 1
                 task.close("failed")
                 self.after_a_failure(task, was)
-            elif task.state != "active":
+            elif was != "active":
                 task.close("skipped")
             else:
                 self.noted["taken up again"] += 1
-                again.append((run_id, task_id, task.state))
-        self.again.clear()
-        return again
+                self.again.add(run_id)
 
     async def settle(self) -> None:
         """The tasks that there are from the beginning."""
@@ -741,9 +745,8 @@ async def test_in_two_years_everything_that_comes_due_is_run_once_or_says_why_no
     twice = "SELECT task_id, due_at FROM task_runs WHERE state != 'skipped' GROUP BY 1, 2 HAVING count(*) > 1"
     assert rows(path, twice) == []
     assert damage(path) == []
-    print(world.noted)
     # All of it has happened.
-    assert world.noted["in time"] > 5000
+    assert world.noted["in time"] > 5000, world.noted
     assert all(world.noted[what] > 20 for what in ("overlap", "missed", "made up for", "late", "paused", "resumed"))
     assert all(
         world.noted[what] >= 10 for what in ("may have acted", "taken up again", "clock back", "died at a start")

@@ -200,7 +200,7 @@ PICTURES = (
     """,
     """
     INSERT INTO meta VALUES ('installation_id', '0123456789ab');
-    INSERT INTO meta VALUES ('removals_with_traces', '3');
+    INSERT INTO meta VALUES ('removals_with_traces', '0123456789ABCDEF');
     INSERT INTO groups VALUES ('terminal:main', 'main', 'main', 1, 'session-2', 8, NULL, NULL, NULL, NULL, 'public',
                                NULL, NULL, NULL, NULL, 0, NULL, NULL, '[]', NULL, NULL, NULL);
     INSERT INTO groups VALUES ('wa:1', 'Family ''n'' friends 🦔', 'family', 0, 'session-1', 6, NULL, NULL, NULL, NULL,

@@ -38,10 +38,13 @@ FILL = (
 
 #: The partial index that a call must use.
 PARTIAL: dict[str, tuple[Call, str]] = {
-    "claim": (lambda store: store.claim(JID, 2, 1000), "messages_pending"),
-    "has_pending": (lambda store: store.has_pending(JID), "messages_pending"),
-    "has_none_pending": (lambda store: store.has_pending("nobody"), "messages_pending"),
-    "chats_with_pending": (lambda store: store.chats_with_pending(), "messages_pending"),
+    "claim": (lambda store: store.claim(JID, 2, 1000), "messages_asking"),
+    "has_pending": (lambda store: store.has_pending(JID), "messages_asking"),
+    "has_none_pending": (lambda store: store.has_pending("nobody"), "messages_asking"),
+    "chats_with_pending": (lambda store: store.chats_with_pending(), "messages_asking"),
+    "drop_pending": (lambda store: store.drop_pending(JID, "why"), "messages_asking"),
+    "unheard": (lambda store: store.unheard(JID), "outbox_unseen"),
+    "last_failure": (lambda store: store.last_failure(None), "messages_failed"),
     "release_all": (lambda store: store.release(None, "why", "notice"), "messages_claimed"),
     "chats_with_queued": (lambda store: store.chats_with_queued(), "outbox_queued"),
     "next_queued": (lambda store: store.next_queued(JID), "outbox_queued"),
@@ -55,6 +58,9 @@ OTHERS: dict[str, Call] = {
     "retry": lambda store: store.retry([1, 2], "why"),
     "complete": lambda store: store.complete(JID, [1, 2], "reply", "open"),
     "fail": lambda store: store.fail(JID, [1, 2], "why", "notice"),
+    "has_message": lambda store: store.has_message(JID, "open1"),
+    "session": lambda store: store.session(JID),
+    "end_session": lambda store: store.end_session(JID),
     "outcome": lambda store: store.outcome(1),
     "enqueue": lambda store: store.enqueue(JID, "text", "message"),
     "mark_sent": lambda store: store.mark_sent(1),

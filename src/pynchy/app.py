@@ -44,6 +44,7 @@ from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable, 
 from pynchy.plugin_inventory import plugin_line, records_with_reports
 from pynchy.plugin_reports import PluginReports
 from pynchy.progress import Progress
+from pynchy.retention import Retention
 from pynchy.router import command_in, trigger_of
 from pynchy.runtime import agent_image, get_runtime
 from pynchy.scheduler import Scheduler
@@ -159,7 +160,7 @@ class Service:
         self.groups = Groups(settings, store)
         self._tools = HostTools(settings, store, self)
         self._commands = ChatCommands(store, self)
-        self._costs = Costs(settings, store, _MAIN_JID, self.wake_outbox)
+        self._costs = Costs(settings, store, _MAIN_JID, self.wake_outbox, free=demo)
         self._store = store
         self._registry = registry
         self._runtime = runtime
@@ -225,6 +226,7 @@ class Service:
                 credential.watch(),
                 reap_orphans(runtime, prefix, setup.containers),
                 scheduler.run(),
+                Retention(store, settings.home, settings, service.conversation_ended).run(),
             ):
                 stack.push_async_callback(_cancelled, asyncio.get_running_loop().create_task(action))
             await service.reports.begin(registry.records)
@@ -361,6 +363,11 @@ class Service:
     async def begin_anew(self, group: Group) -> None:
         """Let a group's next message begin a new conversation."""
         await self._conversations.renew(group.jid)
+
+    def conversation_ended(self, jid: str) -> None:
+        """A chat's conversation has become too old, and the store has ended it."""
+        self._conversations.ended(jid)
+        self.wake_outbox()
 
     async def change_task(self, action: str, task: Task) -> Task:
         """Pause, resume or cancel a task; ValueError where that cannot be."""

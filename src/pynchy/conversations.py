@@ -123,9 +123,13 @@ class Conversations:
 
     async def renew(self, jid: str) -> None:
         """Let a chat's next message begin a new conversation; what is being answered still belongs to the old one."""
+        self.ended(jid)
+        await self.store.end_session(jid)
+
+    def ended(self, jid: str) -> None:
+        """A chat's conversation is over in the store: its agent must not take it up again."""
         if shift := self._shifts.get(jid):
             shift.renew()
-        await self.store.end_session(jid)
 
 
 class Shift:

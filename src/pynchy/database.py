@@ -150,7 +150,8 @@ class Database:
 
     def _carry_out_alone(self, job: _Write) -> None:
         try:
-            job.result = job.work(self._writer)
+            result = job.work(self._writer)
+            job.result = None if isinstance(result, sqlite3.Cursor) else result
         except Exception as error:
             traceback.clear_frames(error.__traceback__)
             job.error = error

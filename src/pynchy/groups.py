@@ -47,10 +47,18 @@ class Groups:
         return ZoneInfo((group and group.time_zone) or self._settings.time_zone)
 
     def is_asked(self, message: NewMessage) -> bool:
-        """Whether a message asks for an answer; one to no group asks nobody."""
+        """Whether a message asks for an answer; one to no group asks nobody.
+
+        One that is older than what is kept may have been answered and removed: it is never asked.
+        """
         group = self._by_jid.get(message.chat_jid)
-        return group is not None and is_for_the_agent(
-            group, self._settings.default_trigger, message.sender, message.content, message.is_from_me
+        kept_from = datetime.now(UTC) - timedelta(days=self._settings.keep_days or 36500)
+        return (
+            group is not None
+            and message.timestamp >= kept_from
+            and is_for_the_agent(
+                group, self._settings.default_trigger, message.sender, message.content, message.is_from_me
+            )
         )
 
     async def register(self, group: Group) -> None:

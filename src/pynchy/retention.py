@@ -146,6 +146,8 @@ def remove_files(top: Path, before: datetime, in_use: Collection[str]) -> bool:
                 if found.st_mtime < before.timestamp() and (path / name).as_posix() not in in_use:
                     os.unlink(name, dir_fd=descriptor)
                     gone += 1
+            except FileNotFoundError:
+                pass  # a folder that was just left empty, or somebody else was first
             except OSError as error:
                 succeeded = False
                 log.warning("a file that is too old cannot be removed", path=str(path / name), error=error.strerror)

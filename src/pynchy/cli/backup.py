@@ -19,6 +19,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,12 +34,15 @@ _PASSING_PREFIXES = ("smoke-",)
 #: Beside a database in SQLite's WAL mode; what is in the first is in its copy.
 _BESIDE_DATABASES = ("-wal", "-shm", "-journal")
 _SQLITE = b"SQLite format 3\0"
-#: Where agents write: nothing there is opened as a database.
-_OF_AGENTS = frozenset({"groups", "plugin-data"})
+#: Below so many folders from here everything is an agent's: nothing there is opened as a database.
+_OF_AGENTS = {"groups": 2, "plugin-data": 3}
 #: An agent can make a file of any size that takes no room; what claims so many bytes more than it has is left out.
 _MOST_HOLES = 4 * 1024**3
 #: Nor must a path be too long to be made again elsewhere, or a tree too deep to be walked: bytes, and folders.
 _LONGEST_PATH, _DEEPEST = 2000, 200
+
+#: Nothing is waited for, and no link followed.
+_NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _Note = Callable[[str], None]
 
@@ -131,67 +135,102 @@ def write_archive(home: Path, stream: IO[bytes], scratch: Path, note: _Note) -> 
         tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as archive,
     ):
         try:
-            _add_database(archive, home / _DATABASE, _DATABASE, scratch)
+            writing = _Writing(archive, home, scratch, note)
+            writing.add_database(Path(_DATABASE))
         except sqlite3.Error as error:
             raise BackupError(f"The database {home / _DATABASE} cannot be copied: {error}.") from None
-        for path, folders, names, descriptor in os.fwalk(home, onerror=lambda error: _left_out(note, home, error)):
-            here = Path(path).relative_to(home)
-            if not here.parts:
-                folders[:] = [name for name in folders if not _passing(name)]
-                names = [name for name in names if not _passing(name) and name != _DATABASE]
-            else:
-                archive.addfile(_member(str(here), os.fstat(descriptor)))
-            links = [name for name in folders if _is_link(name, descriptor)]
-            if len(os.fsencode(here)) > _LONGEST_PATH or len(here.parts) >= _DEEPEST:
-                note(f"{visible(str(here)[:100])}... is left out from {len(here.parts)} folders down: it is too deep.")
-                folders.clear()
-            for name in sorted({*names, *links}):
-                _add(archive, home, here / name, descriptor, scratch, note)
-
-
-def _add(archive: tarfile.TarFile, home: Path, name: Path, folder: int, scratch: Path, note: _Note) -> None:
-    """Add a file or a link that is in an open directory."""
-    theirs = name.parts[0] in _OF_AGENTS
-    if not theirs and any(name.name.endswith(ending) for ending in _BESIDE_DATABASES) and _has_database(home / name):
-        return
-    try:
-        status = os.stat(name.name, dir_fd=folder, follow_symlinks=False)
-        if stat.S_ISLNK(status.st_mode):
-            member = _member(str(name), status)
-            member.type, member.linkname = tarfile.SYMTYPE, os.readlink(name.name, dir_fd=folder)
-            archive.addfile(member)
-            if not theirs:
-                note(f"{visible(str(name))} is a link, and what it leads to is not in the backup.")
-        elif stat.S_ISREG(status.st_mode):
-            # It may be something else by now: nothing is waited for, and no link followed.
-            descriptor = os.open(name.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-            with os.fdopen(descriptor, "rb") as file:
-                _add_file(archive, home / name, name, file, scratch, note)
-    except FileNotFoundError:
-        pass  # it has gone since
-    except OSError as error:
-        if error.filename is None:
-            raise  # it is the backup that cannot be written
-        _left_out(note, home, OSError(error.errno, error.strerror, home / name))
-
-
-def _add_file(
-    archive: tarfile.TarFile, path: Path, name: Path, file: io.BufferedReader, scratch: Path, note: _Note
-) -> None:
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        return
-    if status.st_size - 512 * status.st_blocks > _MOST_HOLES:
-        note(f"{visible(str(name))} is left out: it claims {status.st_size} bytes, and most of them are not there.")
-        return
-    if name.parts[0] not in _OF_AGENTS and file.peek(len(_SQLITE)).startswith(_SQLITE):
+        descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _add_database(archive, path, str(name), scratch)
-        except sqlite3.Error:
-            pass  # only something that looks like one, then
-        else:
+            writing.add_folder(Path(), descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """An archive, and what is to go into it. Paths are relative to the home, descriptors those of open directories."""
+
+    archive: tarfile.TarFile
+    home: Path
+    scratch: Path
+    note: _Note
+
+    def add_folder(self, here: Path, folder: int) -> None:
+        """Add what is in a directory."""
+        if len(os.fsencode(here)) > _LONGEST_PATH or len(here.parts) >= _DEEPEST:
+            words = f"{visible(str(here)[:100])}... is left out from {len(here.parts)} folders down: it is too deep."
+            self.note(words)
             return
-    archive.addfile(_member(str(name), status), _Steady(file))
+        for name in sorted(os.listdir(folder)):
+            if not here.parts and (name == _DATABASE or _passing(name)):
+                continue
+            try:
+                self._add(here / name, folder)
+            except FileNotFoundError:
+                pass  # it has gone since
+            except OSError as error:
+                if error.filename is None:
+                    raise  # it is the backup that cannot be written
+                self.note(f"{visible(str(here / name))} is left out: {error.strerror}.")
+
+    def _add(self, path: Path, folder: int) -> None:
+        """Add what has a name in a directory. It may be something else by the next step."""
+        theirs = _of_agents(path)
+        if not theirs and path.name.endswith(_BESIDE_DATABASES) and _has_database(self.home / path):
+            return
+        status = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            member = _member(path, status)
+            member.type, member.linkname = tarfile.SYMTYPE, os.readlink(path.name, dir_fd=folder)
+            self.archive.addfile(member)
+            if not theirs:
+                self.note(f"{visible(str(path))} is a link, and what it leads to is not in the backup.")
+        elif stat.S_ISDIR(status.st_mode):
+            descriptor = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=folder)
+            try:
+                self.archive.addfile(_member(path, os.fstat(descriptor)))
+                self.add_folder(path, descriptor)
+            finally:
+                os.close(descriptor)
+        elif stat.S_ISREG(status.st_mode):
+            descriptor = os.open(path.name, os.O_RDONLY | _NO_LINK, dir_fd=folder)
+            with os.fdopen(descriptor, "rb") as file:
+                self._add_file(path, file)
+
+    def _add_file(self, path: Path, file: io.BufferedReader) -> None:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            return
+        if status.st_size - 512 * status.st_blocks > _MOST_HOLES:
+            self.note(
+                f"{visible(str(path))} is left out: it claims {status.st_size} bytes, and most of them are not there."
+            )
+            return
+        if not _of_agents(path) and file.peek(len(_SQLITE)).startswith(_SQLITE):
+            try:
+                self.add_database(path)
+            except sqlite3.Error:
+                pass  # only something that looks like one, then
+            else:
+                return
+        self.archive.addfile(_member(path, status), _Steady(file))
+
+    def add_database(self, path: Path) -> None:
+        """Add a database as it is between two of its transactions; sqlite3.Error where it is none."""
+        live_path, copy = self.home / path, self.scratch / "database"
+        try:
+            with (
+                closing(sqlite3.connect(f"{live_path.as_uri()}?mode=ro", uri=True)) as live,
+                closing(sqlite3.connect(copy)) as still,
+            ):
+                still.execute("PRAGMA synchronous = OFF")
+                live.backup(still)
+            with copy.open("rb") as file:
+                member = _member(path, live_path.stat())
+                member.size = os.fstat(file.fileno()).st_size
+                self.archive.addfile(member, file)
+        finally:
+            copy.unlink(missing_ok=True)
 
 
 class _Steady(io.RawIOBase):
@@ -209,26 +248,8 @@ class _Steady(io.RawIOBase):
         return data.ljust(size, b"\0")
 
 
-def _add_database(archive: tarfile.TarFile, path: Path, name: str, scratch: Path) -> None:
-    """Add a database as it is between two of its transactions; sqlite3.Error where it is none."""
-    copy = scratch / "database"
-    try:
-        with (
-            closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as live,
-            closing(sqlite3.connect(copy)) as still,
-        ):
-            still.execute("PRAGMA synchronous = OFF")
-            live.backup(still)
-        with copy.open("rb") as file:
-            member = _member(name, path.stat())
-            member.size = os.fstat(file.fileno()).st_size
-            archive.addfile(member, file)
-    finally:
-        copy.unlink(missing_ok=True)
-
-
-def _member(name: str, status: os.stat_result) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
+def _member(path: Path, status: os.stat_result) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(str(path))
     member.mode = stat.S_IMODE(status.st_mode)
     member.uid, member.gid = status.st_uid, status.st_gid
     member.mtime = int(status.st_mtime)
@@ -239,25 +260,16 @@ def _member(name: str, status: os.stat_result) -> tarfile.TarInfo:
     return member
 
 
+def _of_agents(path: Path) -> bool:
+    return len(path.parts) > _OF_AGENTS.get(path.parts[0], len(path.parts))
+
+
 def _passing(name: str) -> bool:
     return name in _PASSING or name.startswith(_PASSING_PREFIXES)
 
 
 def _has_database(path: Path) -> bool:
     return path.with_name(path.name.rpartition("-")[0]).is_file()
-
-
-def _is_link(name: str, folder: int) -> bool:
-    try:
-        return stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return False
-
-
-def _left_out(note: _Note, home: Path, error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        name = os.path.relpath(os.fsdecode(error.filename), home)
-        note(f"{visible(name)} is left out: {error.strerror}.")
 
 
 # --- reading ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -49,6 +50,7 @@ def _show(home: Path, lines: int, wanted: _Wanted, follow: bool) -> int:
     reading = _Reading(home)
     for event in reversed(list(_last(home, reading.offset, lines, wanted))):
         print(in_words(event))
+    sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):
         while follow:
             for line in reading.more():
