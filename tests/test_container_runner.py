@@ -261,7 +261,7 @@ async def test_what_an_agent_may_not_ask_is_refused_and_changes_nothing(
         answers = (await Chat(service).ask("hello")).splitlines()
     assert answers == [
         "\"data must not contain {'jid'} properties\"",
-        "\"there is no host tool 'format_disk'\"",
+        "\"there is no tool 'format_disk'\"",
         '{"type": "error", "error": {"type": "not_found_error", '
         '"message": "GET /v1/files does not leave this container"}}',
     ]

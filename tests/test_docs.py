@@ -212,6 +212,7 @@ INSTEAD = {
     "pynchy logs -f": "timeout --preserve-status --signal=INT 10 pynchy logs -f",
     "pynchy smoke": "pynchy smoke --demo",
     "pynchy image build": "pynchy image build --if-missing",
+    "git pull": "git pull --quiet origin HEAD",  # from whatever is checked out here
     "make agent-env": "make --dry-run agent-env",
 }
 

@@ -76,6 +76,10 @@ CHANGES: dict[str, tuple[str, str, str, list[str]]] = {
         *("Europe/Berlin", "*/30 2 * * *", "2026-03-28T12:00"),
         ["30 02:00+0200", "30 02:30+0200"],
     ),
+    "real time right after a gap that is far away": (
+        *("Europe/Berlin", "*/30 3 29 3 *", "2026-01-10T00:00"),
+        ["29 03:00+0200", "29 03:30+0200"],
+    ),
     "a skipped time in America": (
         *("America/New_York", "0 2 * * *", "2026-03-07T12:00"),
         ["08 03:00-0400", "09 02:00-0400"],
@@ -128,7 +132,9 @@ def test_cron_over_a_change_of_the_clocks(case: str) -> None:
     name, text, begin, expected = CHANGES[case]
     zone = ZoneInfo(name)
     after = datetime.fromisoformat(begin).replace(tzinfo=zone)
-    assert local(times(Schedule("cron", text), zone, after, len(expected)), zone) == expected
+    found = times(Schedule("cron", text), zone, after, len(expected))
+    assert local(found, zone) == expected
+    assert found[-1] - after < timedelta(days=90)
 
 
 def test_in_the_second_of_two_equal_hours_what_came_in_the_first_is_over() -> None:

@@ -225,6 +225,7 @@ async def test_a_task_never_overlaps_itself(tasks: Tasks) -> None:
         ("once", 5 * HOUR + HOUR / 2, [(NOW + HOUR, "claimed"), (NOW + 2 * HOUR, "skipped")]),
         # Many were missed, but not the latest.
         ("skip", 5 * HOUR + MINUTE, [(NOW + HOUR, "skipped"), (NOW + 6 * HOUR, "claimed")]),
+        ("skip", 5 * HOUR + GRACE, [(NOW + HOUR, "skipped"), (NOW + 6 * HOUR, "claimed")]),
     ],
 )
 async def test_what_is_late_follows_the_policy_of_its_task(
@@ -395,6 +396,17 @@ async def test_five_failures_in_a_row_pause_a_task_and_say_how_to_go_on(tasks: T
     assert "resume_task" in notices[-1]
     resumed = await tasks.resume(task.id, BERLIN, now + MINUTE)
     assert (resumed.state, resumed.failures, resumed.next_run) == ("active", 0, now + HOUR)
+
+
+async def test_a_task_that_was_cancelled_is_not_paused_by_its_last_failure(tasks: Tasks, path: Path) -> None:
+    task = await add(tasks)
+    for hour in range(1, MOST_FAILURES + 1):
+        run = await claim_one(tasks, NOW + hour * HOUR)
+        if hour == MOST_FAILURES:
+            await tasks.end(task.id)
+        await tasks.fail(run.id, "no reason", NOW + hour * HOUR)
+    assert (await state(tasks, task))[0] == "ended"
+    assert not any("paused" in text for _, text, _ in queued(path))
 
 
 async def test_a_run_and_what_it_says_are_stored_together_or_not_at_all(tasks: Tasks, path: Path) -> None:

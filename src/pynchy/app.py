@@ -219,7 +219,11 @@ class Service:
             stack.push_async_callback(service._queue.close)
             stack.push_async_callback(service._progress.stop)
             scheduler = service._scheduler = Scheduler(
-                store.tasks, service.zone_of, tasks.start, hold=lambda: not credential.usable
+                store.tasks,
+                service.zone_of,
+                tasks.start,
+                hold=lambda: not credential.usable,
+                recovered=service.wake_outbox,
             )
             for action in (
                 service.outbox.run(),

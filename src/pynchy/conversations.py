@@ -147,6 +147,7 @@ class Shift:
         self._resumed = False
         self._renewing = False
         self._compacting = False
+        self._claiming = asyncio.Lock()
         self._stopped: asyncio.Future[str] | None = None
         self._heard = 0
         #: What is claimed and neither answered nor failed.
@@ -191,13 +192,16 @@ class Shift:
 
     async def stop(self) -> str | None:
         """End what the agent is doing, as the user wants; what to say of it, None where it does nothing."""
+        async with self._claiming:
+            pass  # what is about to be open is to be stopped as well
         if not self._open:
             return None
         if self._stopped is None:
             self._stopped = asyncio.get_running_loop().create_future()
+        stopped = self._stopped
         if self._run:
             await self._run.stop()  # which is what `_next` waits for
-        return await asyncio.shield(self._stopped)
+        return await asyncio.shield(stopped)
 
     def renew(self) -> None:
         """Begin a new conversation with the next message, once this one's last is answered."""
@@ -225,13 +229,14 @@ class Shift:
         elsewhere = self._place.wanted or self._renewing or self._compacting or self._stopped or room <= 0
         if not self._host.credential.usable or (self._open and elsewhere):
             return
-        messages = await self._store.claim(self._group.jid, _BATCH, room, self._is_compact)
-        if not messages:
-            return
-        if self._open and any(self._is_compact(message.content) for message in messages):
-            await self._store.release([message.id for message in messages], STOPPED, STOPPED_NOTICE)
-            return  # it goes in alone, once this is answered
-        self._open |= {message.id: message for message in messages}
+        async with self._claiming:
+            messages = await self._store.claim(self._group.jid, _BATCH, room, self._is_compact)
+            if not messages:
+                return
+            if self._open and self._is_compact(messages[0].content):
+                await self._store.release([messages[0].id], STOPPED, STOPPED_NOTICE)
+                return  # it goes in alone, once this is answered
+            self._open |= {message.id: message for message in messages}
         if refusal := self._behind.refusal(self._group):
             await self.fail(refusal, reported=False, hopeless=True)
             return

@@ -27,6 +27,10 @@ def _never() -> bool:
     return False
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 async def _wait(woken: asyncio.Event, seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
@@ -38,8 +42,9 @@ async def _wait(woken: asyncio.Event, seconds: float) -> None:
 class Scheduler:
     """Hands each run that is to be started to `start`, which neither waits nor raises.
 
-    While `hold()` is true nothing is claimed or handed over: what comes due then waits, and may be late. `wait`
-    returns when the event is set or the seconds have passed.
+    While `hold()` is true nothing is claimed or handed over: what comes due then waits, and may be late. `recovered`
+    is called once what an earlier service left behind is taken up, which may have queued notices. `wait` returns
+    when the event is set or the seconds have passed.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Scheduler:
         clock: Callable[[], datetime] = _utc_now,
         wait: Callable[[asyncio.Event, float], Awaitable[None]] = _wait,
         hold: Callable[[], bool] = _never,
+        recovered: Callable[[], None] = _nothing,
     ) -> None:
         self._tasks = tasks
         self._zone_of = zone_of
@@ -57,6 +63,7 @@ class Scheduler:
         self._clock = clock
         self._wait = wait
         self._hold = hold
+        self._on_recovery = recovered
         self._woken = asyncio.Event()
         self._ready: deque[TaskRun] = deque()
         self._recovered = False
@@ -94,6 +101,7 @@ class Scheduler:
         if not self._recovered:
             self._ready.extend(await self._tasks.recover(now))
             self._recovered = True
+            self._on_recovery()
         if self._looked is None or now < self._looked:
             await self._tasks.reschedule(now, self._zone_of)
         self._looked = now
