@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stored import column, damage, raw, rows
@@ -234,6 +235,47 @@ def test_no_link_is_followed_and_a_link_of_the_users_own_is_named(home: Path, el
         kinds = {member.name: member.type for member in archive}
     assert kinds["attachments"] == kinds["groups/cat/file"] == kinds["groups/cat/folder"] == tarfile.SYMTYPE
     assert b"nobody may read this" not in gzip.decompress((tmp_path / "b.tar.gz").read_bytes())
+
+
+def a_link_for_a_file(victim: Path, secret: Path) -> None:
+    victim.unlink()
+    victim.symlink_to(secret / "key")
+
+
+def a_link_for_a_folder(victim: Path, secret: Path) -> None:
+    victim.rmdir()
+    victim.symlink_to(secret)
+
+
+def a_pipe_for_a_file(victim: Path, secret: Path) -> None:
+    victim.unlink()
+    os.mkfifo(victim)
+
+
+@pytest.mark.parametrize("swap", [a_link_for_a_file, a_link_for_a_folder, a_pipe_for_a_file])
+def test_what_is_swapped_between_the_look_and_the_opening_is_not_taken(
+    swap: Callable[[Path, Path], None], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key").write_text("nobody may read this")
+    victim = home / "groups/cat/victim"
+    victim.parent.mkdir(parents=True)
+    victim.mkdir() if swap is a_link_for_a_folder else victim.write_text("x" * 20)
+    look = os.stat
+
+    def look_and_swap(path: Any, **given: Any) -> os.stat_result:
+        status = look(path, **given)
+        if path == victim.name:
+            swap(victim, tmp_path / "secret")
+        return status
+
+    monkeypatch.setattr(os, "stat", look_and_swap)
+    taken = io.BytesIO()
+    write_archive(home, taken, tmp_path, lambda _: None)
+    monkeypatch.undo()
+    assert b"nobody may read this" not in gzip.decompress(taken.getvalue())
+    with tarfile.open(fileobj=io.BytesIO(taken.getvalue())) as archive:
+        assert "groups/cat/victim" not in archive.getnames()
 
 
 @pytest.mark.anyio

@@ -356,7 +356,7 @@ def test_a_log_is_followed_across_the_change_of_day_until_ctrl_c(home: Path) -> 
             assert "last of the day" in output.readline()
             file.write(json.dumps(event("written in", group="main"))[30:] + "\n")
         assert "written in" in output.readline()
-        put(home, TODAY + timedelta(days=1), event("first of the next", group="main"))
+        put(home, TODAY + timedelta(days=1), event("first of the next", group="main", pad="x" * 5000))
         assert "first of the next" in output.readline()
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=20)
