@@ -121,7 +121,7 @@ class World:
                 await costs.end()
 
     def _settings(self, given: dict[str, Any]) -> Settings:
-        return load_settings().model_copy(update={"time_zone": "Europe/Berlin", **given})
+        return load_settings().model_copy(update={"time_zone": "Europe/Berlin", "usd_a_day": None, **given})
 
     async def spend(self, costs: Costs, group: Group, usd: float, task_id: int = 0) -> None:
         """One request, written down."""

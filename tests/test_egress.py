@@ -372,12 +372,12 @@ async def test_who_asks_again_and_again_is_slowed_down(world: World, monkeypatch
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr(egress_room.asyncio, "sleep", sleep)
+    monkeypatch.setattr("pynchy.turns.asyncio.sleep", sleep)
     for _ in range(egress_room._BURST + 100):
-        await world.egress._wait_for_turn("family")
+        await world.egress._turns.wait("family")
     assert 50 < len(slept) <= 101
     assert slept[-1] > 2
-    await world.egress._wait_for_turn("others")
+    await world.egress._turns.wait("others")
     assert len(slept) <= 101
 
 

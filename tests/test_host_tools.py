@@ -416,7 +416,7 @@ def _near(name: str) -> st.SearchStrategy[Any]:
 
 
 async def test_no_arguments_end_in_anything_but_an_answer_or_a_refusal_or_reach_beyond_the_callers_group(
-    start_service: StartService, tmp_path: Path
+    start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, Any]] = []
 
@@ -426,6 +426,7 @@ async def test_no_arguments_end_in_anything_but_an_answer_or_a_refusal_or_reach_
         calls.append(call)
 
     await asyncio.get_running_loop().run_in_executor(None, collect)
+    monkeypatch.setattr("pynchy.host_tools._AT_ONCE", 10_000)
     async with world(start_service, tmp_path) as here:
 
         def of_others() -> list[Any]:
@@ -447,3 +448,18 @@ async def test_no_arguments_end_in_anything_but_an_answer_or_a_refusal_or_reach_
         assert all(refusals)
         assert of_others() == before
         assert {path.name for path in (tmp_path / "home/sent").iterdir()} <= {FAMILY}
+
+
+async def test_an_agent_that_sends_without_end_is_held_up_and_others_are_not(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    async with world(start_service, tmp_path) as here:
+        sending = [
+            asyncio.ensure_future(here.call(FAMILY, "send_message", {"text": str(number)})) for number in range(200)
+        ]
+        assert await here.call(WORK, "send_message", {"text": "hello"}) == "Message sent."
+        done, waiting = await asyncio.wait(sending, timeout=1)
+        assert 20 <= len(done) <= 35
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)

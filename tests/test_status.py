@@ -83,7 +83,7 @@ async def test_a_chat_hears_of_itself_alone_and_main_of_all_and_no_agent_is_star
     assert said["family"] == ["Agents: none (at most 5 at once), in rogue\nModel: $0.00 today\nNetwork: public"]
     assert said["main"][0].splitlines() == [
         "Agents: none (at most 5 at once), in rogue",
-        "Model: $0.00 today",
+        "Model: $0.00 of $50.00 today",
         "Network of main: public",
         "Network of family: public",
         "Plugin voice: its MCP server does not work (Connection closed); `pynchy plugins check voice` says more",

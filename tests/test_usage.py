@@ -182,7 +182,7 @@ async def test_usage_as_json_has_every_figure(home: Path) -> None:
     assert (unknown["unpriced"], unknown["usd"]) == (1, 0)
     assert (found["first_day"], found["last_day"], found["time_zone"]) == (day(6), day(0), "UTC")
     assert (found["usd"], found["today_usd"], found["today"]) == (0.0004, 0.0004, {"main": 0.0004})
-    assert (found["usd_a_day"], found["usd_a_day_of"]) == (None, {"family": 2.0})
+    assert (found["usd_a_day"], found["usd_a_day_of"]) == (50.0, {"family": 2.0})
 
 
 async def test_a_model_without_a_known_price_is_named_with_the_setting_that_gives_it_one(home: Path) -> None:
@@ -194,14 +194,16 @@ async def test_a_model_without_a_known_price_is_named_with_the_setting_that_give
     assert "\x1b" not in done
 
 
-def test_before_anything_was_said_nothing_was_used(home: Path) -> None:
+def test_before_anything_was_said_nothing_was_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYNCHY_USD_A_DAY", "off")
     done = pynchy("usage", "--days", "1")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"The model was asked nothing on {day(0)}.\n", "")
     assert json.loads(pynchy("usage", "--json").stdout)["rows"] == []
     assert list(home.iterdir()) == [], "and looking creates nothing"
 
 
-def test_a_database_of_before_the_counting_is_left_as_it_is(home: Path) -> None:
+def test_a_database_of_before_the_counting_is_left_as_it_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYNCHY_USD_A_DAY", "off")
     with closing(sqlite3.connect(home / "pynchy.db")) as db:
         db.executescript(f"{MIGRATIONS[0]}; PRAGMA user_version = 1;")
     done = pynchy("usage")

@@ -15,7 +15,15 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pynchy.group_settings import LEAST_MEMORY, LEAST_PIDS, as_bytes, check_price, check_time_zone, check_trigger
+from pynchy.group_settings import (
+    LEAST_MEMORY,
+    LEAST_PIDS,
+    as_bytes,
+    as_limit,
+    check_price,
+    check_time_zone,
+    check_trigger,
+)
 from pynchy.home import load_environment, pynchy_home
 
 ANTHROPIC_API = "https://api.anthropic.com"
@@ -61,8 +69,9 @@ class Settings(BaseSettings):
     keep_days: int = Field(365, ge=0, le=36500)
     #: What came with a message and is larger is not kept.
     attachment_bytes: Annotated[int, BeforeValidator(as_bytes)] = Field(100 * 1024**2, ge=0)
-    #: What all model requests of a day may cost together; a day is one of `time_zone`.
-    usd_a_day: float | None = Field(None, ge=0)
+    #: What all model requests of a day may cost together, `off` for no limit; a day is one of `time_zone`. Whoever
+    #: can write to an agent can make it work: a loss has an end before anybody looks.
+    usd_a_day: Annotated[float | None, BeforeValidator(as_limit)] = Field(50, ge=0, le=10**6)
     #: `INPUT/OUTPUT`, US dollars for a million tokens, of a model whose price is not known.
     model_price: Annotated[str | None, AfterValidator(check_price)] = None
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")

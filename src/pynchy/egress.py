@@ -21,6 +21,7 @@ from aiohappyeyeballs import AddrInfoType, start_connection
 from pynchy.destinations import Destinations
 from pynchy.network_policy import NetworkPolicy, forbidden, normal_host
 from pynchy.tunnel import Tunnel, TunnelRefused
+from pynchy.turns import Turns
 from pynchy.types import Group
 
 log = structlog.get_logger(__name__)
@@ -62,7 +63,7 @@ class Egress:
         self._resolve = resolve
         self._dial = dial or _dial
         self._used: dict[str, tuple[str, int]] = {}
-        self._left: dict[str, tuple[float, float]] = {}
+        self._turns = Turns(_BURST, _EACH_SECOND)
 
     def close(self) -> None:
         """Wait for no name any more."""
@@ -77,7 +78,7 @@ class Egress:
         """Open what an agent asks for and pass its bytes until it ends; or say to it why not."""
         begun = time.monotonic()
         try:
-            await self._wait_for_turn(group.folder)
+            await self._turns.wait(group.folder)
             host = normal_host(host[:_MAX_LENGTH])
             connection, address = await self._connect(group, host, port)
         except (TunnelRefused, ValueError) as refused:
@@ -159,15 +160,6 @@ class Egress:
             )
 
         return resolve
-
-    async def _wait_for_turn(self, folder: str) -> None:
-        """Hold up a group that asks for connections faster than it may (a token bucket)."""
-        now = time.monotonic()
-        left, at = self._left.get(folder, (float(_BURST), now))
-        left = min(_BURST, left + (now - at) * _EACH_SECOND) - 1
-        self._left[folder] = (left, now)
-        if left < 0:
-            await asyncio.sleep(-left / _EACH_SECOND)
 
 
 async def _pass_bytes(tunnel: Tunnel, counted: _Counted) -> None:

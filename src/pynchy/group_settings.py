@@ -100,6 +100,11 @@ def as_bytes(value: Any) -> int:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
+def as_limit(value: Any) -> Any:
+    """A number, or None for the text `off`."""
+    return None if isinstance(value, str) and value.strip().lower() == "off" else value
+
+
 def check_name(text: str) -> str:
     """What a chat may be called: one line of at most 100 characters; ValueError."""
     text = " ".join(text.split())

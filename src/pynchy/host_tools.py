@@ -27,10 +27,14 @@ from pynchy.router import visible_text
 from pynchy.schedule import Schedule
 from pynchy.store import Store
 from pynchy.tasks import Task
+from pynchy.turns import Turns
 from pynchy.types import GROUP_SETTINGS, Group, valid_folder
 
 log = structlog.get_logger(__name__)
 
+#: Calls of one group's agents: at once, and then so many each second. Nobody's chat or disk is to be flooded.
+_AT_ONCE = 30
+_EACH_SECOND = 0.5
 _MAX_TEXT = 100_000  # characters
 _MAX_CAPTION = 4_000
 _MAX_PROMPT = 20_000
@@ -155,6 +159,7 @@ class HostTools:
         self._settings = settings
         self._store = store
         self._groups = groups
+        self._turns = Turns(_AT_ONCE, _EACH_SECOND)
 
     def offered_to(self, group: Group) -> list[dict[str, Any]]:
         """The tools that a group's agent sees: those that it may use at all."""
@@ -170,19 +175,19 @@ class HostTools:
         tool = TOOLS.get(name)
         if tool is None:
             raise ValueError(f"there is no tool {name[:80]!r}")
+        await self._turns.wait(caller.folder)
         arguments = compile_schema(tool.schema)(arguments)
         target = await self._target(caller, name, arguments)
         whose: Target = "own" if target.jid == caller.jid else "foreign"
         if ("main" if caller.is_main else "other", whose) not in RIGHTS[name]:
             raise PermissionError(_refusal(caller, name, whose))
-        if name not in ("list_tasks", "list_groups", "search_history"):
-            log.info("a host tool is called", group=caller.folder, tool=name, target=target.folder)
+        log.info("a host tool is called", group=caller.folder, tool=name, target=target.folder)
         return await tool.handler(self, Call(caller, target, arguments, data, by_task))
 
     async def _target(self, caller: Group, name: str, arguments: dict[str, Any]) -> Group:
         if name == "register_group":
             return Group(arguments["jid"], arguments["folder"], arguments["folder"])
-        if name in ("list_groups",):
+        if name == "list_groups":
             return caller
         folder = arguments.get("group")
         if "task" in arguments:
