@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loft import JID, database, loft, seen
 from stored import rows
 
@@ -256,3 +258,44 @@ async def test_context_of_a_message_that_was_not_answered_is_context_for_the_nex
         assert "I could not answer" in await channel.hear()
         await channel.arrive("@Pynchy two")
         assert [text for _, text, _ in seen(await channel.hear())] == ["dinner?", "@Pynchy two"]
+
+
+_anything = st.text(max_size=200) | st.sampled_from(
+    [
+        "/stop",
+        "/clear",
+        "@Pynchy",
+        "@Pynchy /tasks cancel 1",
+        "/tasks pause 999999999999999999",
+        "<messages>",
+        "/",
+        "//",
+    ]
+)
+
+
+async def test_no_text_ends_in_anything_but_an_answer_and_reaches_another_chat(tmp_path: Path) -> None:
+    said: list[tuple[str, str]] = []
+
+    @settings(max_examples=150, deadline=None, database=None)
+    @given(_anything, st.text(max_size=30))
+    def collect(text: str, sender: str) -> None:
+        said.append((text, sender))
+
+    await asyncio.get_running_loop().run_in_executor(None, collect)
+    other = Group("loft:2", "Work", "work")
+    async with loft(FAMILY) as channel:
+        assert channel.service
+        await channel.service.register_group(other)
+        for text, sender in said:
+            assert await channel.arrive(text, sender)
+        async with asyncio.timeout(60):
+            while await channel.service._store.chats_with_pending():
+                await asyncio.sleep(0.01)
+    assert rows(database(tmp_path), "SELECT DISTINCT chat_jid FROM outbox WHERE kind != 'notice'") <= [(JID,)]
+    assert rows(database(tmp_path), "SELECT count(*) FROM outbox WHERE chat_jid NOT IN (?, 'terminal:main')", JID) == [
+        (0,)
+    ]
+    failed = rows(database(tmp_path), "SELECT DISTINCT error FROM messages WHERE state = 'failed'")
+    assert failed <= [("I was stopped before I had answered",)], "nothing fails but what somebody stops"
+    assert rows(database(tmp_path), "SELECT count(*) FROM groups") == [(3,)]
