@@ -16,12 +16,16 @@ from supervisors import StandIns
 from support import REPOSITORY, RUNTIMES, pynchy
 
 from pynchy import egress, group_settings, mount_security
+from pynchy.chat_commands import COMMANDS
 from pynchy.config import Settings
+from pynchy.conversations import _CONTEXT, _CONTEXT_CHARACTERS
 from pynchy.destinations import Destination
+from pynchy.host_tools import _AT_ONCE, _EACH_SECOND, RIGHTS, TOOLS
 from pynchy.status import Status
+from pynchy.store import _MOST_CONTEXT
 from pynchy.testing import RuntimeConformance
 from pynchy.tunnel import MAX_TUNNELS, WINDOW
-from pynchy.types import Group, VolumeMount
+from pynchy.types import GROUP_SETTINGS, Group, VolumeMount
 
 PAGES = sorted(
     path
@@ -30,6 +34,7 @@ PAGES = sorted(
 )
 UV = uv.find_uv_bin()
 README = (REPOSITORY / "README.md").read_text()
+CHATS_PAGE = (REPOSITORY / "docs/chats.md").read_text()
 MOUNTS_PAGE = (REPOSITORY / "docs/mounts.md").read_text()
 
 
@@ -90,6 +95,44 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path in (person, *person.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
     return home
+
+
+@pytest.mark.bubblewrap
+def test_the_exchanges_on_the_page_of_chats_happen_one_after_the_other_as_they_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    RUNTIMES["bubblewrap"]()
+    monkeypatch.setenv("CONTAINER_RUNTIME", "bubblewrap")
+    assert pynchy("ask", "--demo", "/help").returncode == 0  # which registers the main group
+
+    def timeless(text: str) -> str:
+        return re.sub(r"\d{4}-\d\d-\d\d", "DAY", text)
+
+    for block in blocks(CHATS_PAGE, "console"):
+        for command, output in exchanges(block):
+            assert timeless(pynchy(*shlex.split(command)[1:]).stdout) == timeless(output), command
+
+
+def test_the_tables_on_the_page_of_chats_are_those_of_the_code() -> None:
+    def names(pattern: str, heading: str) -> list[str]:
+        section = CHATS_PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+        cells = (row.split("|")[1] for row in section.splitlines() if row.startswith("| `"))
+        return [name for cell in cells for name in re.findall(pattern, cell)]
+
+    settings = [name.replace("-", "_") for name in names(r"`--([a-z-]+)`", "What can be set")]
+    assert settings == list(GROUP_SETTINGS)
+    assert names(r"`/([a-z]+)`", "Commands in a chat") == list(COMMANDS)
+    assert sorted(names(r"`([a-z_]+)`", "What an agent can do beside answering")) == sorted(TOOLS)
+    for cell, own, foreign in re.findall(r"^\| (`[a-z_`, ]+`) \| ([^|]+) \| ([^|]+) \|$", CHATS_PAGE, re.MULTILINE):
+        said = {"yes": {"main", "other"}, "no": set(), "the main chat's": {"main"}}
+        for name in re.findall(r"`([a-z_]+)`", cell):
+            for whose, words in (("own", own), ("foreign", foreign)):
+                may = {caller for caller, target in RIGHTS[name] if target == whose}
+                assert may == said[words], (name, whose)
+    assert f"the latest {_MOST_CONTEXT} messages" in CHATS_PAGE
+    assert f"more than the last {_CONTEXT}, or\n{_CONTEXT_CHARACTERS:,} characters" in CHATS_PAGE
+    assert f"agents make {_AT_ONCE} calls at once, and then one every two seconds" in CHATS_PAGE
+    assert _EACH_SECOND == 0.5
 
 
 @pytest.mark.parametrize("command", sh_commands("pynchy groups set "))

@@ -111,7 +111,7 @@ def smoke(demo: bool) -> int:
     except Exception as error:  # a check that breaks has failed, and says so like the others
         table.add(Step("check", False, words=f"{type(error).__name__}: {error}"))
     finally:
-        _say_what_it_took(own, demo)
+        _say_what_it_took(own)
         shutil.rmtree(own, ignore_errors=True)
     return 0 if table.all_ok else 1
 
@@ -183,8 +183,8 @@ def _model(entry: Any) -> str | None:
     return name if isinstance(name, str) and not name.startswith("<") else None
 
 
-def _say_what_it_took(home: Path, demo: bool) -> None:
-    """Tokens and spend, as far as there were any."""
+def _say_what_it_took(home: Path) -> None:
+    """Tokens and spend, as far as there were any; those of a demo are not counted."""
     try:
         with closing(_opened(home)) as db:
             rows = usage_rows(db, "0000-01-01", "9999-12-31")
@@ -196,9 +196,7 @@ def _say_what_it_took(home: Path, demo: bool) -> None:
     made = sum(row.output_tokens for row in rows)
     unpriced = sum(row.unpriced for row in rows)
     words = "of unknown price" if unpriced else in_usd(sum(row.micro_usd for row in rows))
-    if demo:
-        words = "nothing, of a script"
-    print(f"{sum(row.requests for row in rows)} requests, {given} tokens in, {made} out: {words}")
+    print(f"model requests: {sum(row.requests for row in rows)}, {given} tokens in, {made} out: {words}")
 
 
 def _opened(home: Path) -> sqlite3.Connection:
