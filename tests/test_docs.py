@@ -16,8 +16,9 @@ from supervisors import StandIns
 from support import REPOSITORY, RUNTIMES, pynchy
 
 from pynchy import egress, group_settings, mount_security
+from pynchy.agent_setup import agent_owner
 from pynchy.chat_commands import COMMANDS
-from pynchy.config import Settings
+from pynchy.config import Settings, load_settings
 from pynchy.conversations import _CONTEXT, _CONTEXT_CHARACTERS
 from pynchy.destinations import Destination
 from pynchy.host_tools import _AT_ONCE, _EACH_SECOND, RIGHTS, TOOLS
@@ -93,7 +94,9 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir(parents=True)
     (home / "mounts.toml").write_text(*blocks(MOUNTS_PAGE, "toml"))
     for path in (person, *person.rglob("*")):
-        path.chmod(0o700 if path.is_dir() else 0o600)
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    if os.geteuid() == 0:  # then agents are another user
+        os.chown(person / "Documents/shopping", *agent_owner(load_settings()))
     return home
 
 
@@ -149,7 +152,7 @@ def test_a_setting_of_a_group_can_be_made_as_it_is_written(command: str) -> None
 def test_a_folder_on_the_page_of_mounts_is_mounted_or_refused_as_it_is_written(documents: Path) -> None:
     def mounts(asked: str) -> tuple[VolumeMount, ...]:
         group = group_settings.apply(Group("pigeon:loft", "Loft", "loft"), {"mounts": asked}, ())
-        return mount_security.extra_mounts(documents, group, [group])
+        return mount_security.extra_mounts(documents, group, [group], agent_owner(load_settings()))
 
     rows = re.findall(r"^\| `(~[^`]+)` \| `([^`]+)`(, read-only)? \|$", MOUNTS_PAGE, re.MULTILINE)
     assert len(rows) == 2

@@ -98,7 +98,7 @@ def extra_mounts(
         _check_names(mount, place, allowlist.names)
         _check_way(mount, place, owner)
         _check_neighbours(mount, place, home, writable)
-        allowlist.check(mount, place, group, changed)
+        allowlist.check(mount, place, group, changed, _other_agent(owner))
         if not mount.readonly:
             _check_programs(mount, place)
         survey.check(mount, place)
@@ -239,13 +239,18 @@ def _check_names(mount: ExtraMount, place: _Place, names: _Names) -> None:
 def _check_way(mount: ExtraMount, place: _Place, owner: tuple[int, int] | None) -> None:
     """Nobody else may put another folder into its place, and the agent must have some use of it."""
     uid, gid = owner or (os.geteuid(), os.getegid())
-    if why := _moved_by_others(place, None if uid == os.geteuid() else (uid, gid)):
+    if why := _moved_by_others(place, _other_agent(owner)):
         _refuse(mount, why, "let nobody else write there, or mount another folder")
     mode, shift = place.status.st_mode, 6 if place.status.st_uid == uid else 3 if place.status.st_gid == gid else 0
     needed = 0o5 if mount.readonly else 0o7
     if uid and (mode >> shift) & needed != needed:
         what = "read" if mount.readonly else "write"
         _refuse(mount, f"agents run as uid {uid}, which may not {what} it", "let them, with `chown` or `chmod`")
+
+
+def _other_agent(owner: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Whom agents run as, where that is another user."""
+    return owner if owner and owner[0] != os.geteuid() else None
 
 
 def _moved_by_others(place: _Place, agent: tuple[int, int] | None = None) -> str:
@@ -356,7 +361,9 @@ class _Allowlist:
             why = getattr(error, "strerror", None) or str(error)
         raise MountRefused(f"nothing can be mounted, for {file} is not as it must be: {_shown(why)}; correct it")
 
-    def check(self, mount: ExtraMount, place: _Place, group: Group, changed: Set[Identity]) -> None:
+    def check(
+        self, mount: ExtraMount, place: _Place, group: Group, changed: Set[Identity], agent: tuple[int, int] | None
+    ) -> None:
         """MountRefused where no root has this folder in it, or where the nearest, or one in it, lets it not be written.
 
         A root that others can move counts for nothing; `changed` are the folders in which agents can.
@@ -366,7 +373,7 @@ class _Allowlist:
             for root in self.roots
             if place.path.is_relative_to(root.place.path)
             and not root.place.passed & changed
-            and not _moved_by_others(root.place)
+            and not _moved_by_others(root.place, agent)
         ]
         if not around:
             _refuse(
