@@ -70,9 +70,9 @@ async def _floor(runtime: ContainerRuntime, plugins: PluginRegistry, model: Scri
     """The bare SDK in the same container, but with the host's network in the wire's place."""
     settings = Settings()  # pyright: ignore[reportCallIssue]
     owner = agent_owner(settings)
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as home:
-        os.chown(folder, *owner)
-        parts = plugin_parts(plugins, Path(home), Group("terminal:main", "main", "main"), owner)
+    with tempfile.TemporaryDirectory() as home:
+        group = Group("terminal:main", "main", "main")
+        parts = plugin_parts(plugins, Path(home), group, owner)
         servers = {
             name: {
                 "command": server["command"],
@@ -81,7 +81,7 @@ async def _floor(runtime: ContainerRuntime, plugins: PluginRegistry, model: Scri
             }
             for name, server in parts.mcp_servers.items()
         }
-        mounts = (*group_mounts(Path(folder), _FLOOR, Path(folder)), *parts.mounts)
+        mounts = (*group_mounts(Path(home), group, _FLOOR, owner), *parts.mounts)
         rooms = VolumeMount(str(Path(__file__).parents[1] / "src"), "/opt/rooms", readonly=True)
         spec = RunSpec(
             mounts=(*mounts, rooms),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shlex
 import socket
 import subprocess
@@ -112,8 +111,8 @@ async def _first_line(runtime: ContainerRuntime, home: Path, program: Path, give
     settings = Settings(home=home)  # pyright: ignore[reportCallIssue]
     owner = agent_owner(settings)
     with tempfile.TemporaryDirectory(dir=home) as folder:
-        os.chown(folder, *owner)
-        mounts = [one for one in group_mounts(Path(folder), program, Path(folder)) if one.container_path != RUNNER_PATH]
+        group = Group("bench:1", "bench", "bench")
+        mounts = [one for one in group_mounts(Path(folder), group, program, owner) if one.container_path != RUNNER_PATH]
         mounts.append(VolumeMount(str(program), RUNNER_PATH, readonly=True))
         spec = RunSpec(tuple(mounts), f"pynchy-bench-{uuid.uuid4().hex[:8]}", agent_image(), user=owner)
         began = time.perf_counter()

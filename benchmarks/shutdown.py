@@ -43,7 +43,7 @@ async def _stop(runtime: ContainerRuntime, agents: int) -> float:
         async with ScriptedModel() as model:
             async with Service.start(settings, Upstream(model.base_url), PluginRegistry(), runtime) as service:
                 for number in range(agents):
-                    jid = terminal_jid(f"busy-{number}", needs_trigger=False)
+                    jid = terminal_jid(f"busy-{number}")
                     await service.register_group(Group(jid, jid, f"busy-{number}"))
                     await service.say(jid, f"/tool Bash {_BUSY}")
                 await _all_began(home, agents)

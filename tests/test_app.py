@@ -20,10 +20,11 @@ from soak.troubles import Disk
 from support import BUSY, Chat, RogueRuntime, StartService, docker_runtime, pynchy
 
 from pynchy.agent_plugins import AgentPlugins, plugin_parts
-from pynchy.app import AlreadyRunning, Service
+from pynchy.app import Service
 from pynchy.channels.terminal import terminal_jid
 from pynchy.control import ControlError
 from pynchy.runtime import DockerRuntime
+from pynchy.starting import AlreadyRunning
 from pynchy.types import Group, NewMessage
 
 pytestmark = pytest.mark.anyio

@@ -21,10 +21,10 @@ import pytest
 from stored import column, damage, raw, rows
 from support import RUNTIMES, Chat, StartService, pynchy, until
 
-from pynchy.app import home_lock
 from pynchy.cli import backup as backup_room
 from pynchy.cli.backup import BackupError, read_archive, write_archive
 from pynchy.schema import MIGRATIONS, migrate
+from pynchy.starting import home_lock
 from pynchy.store import Store
 from pynchy.types import NewMessage
 

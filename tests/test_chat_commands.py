@@ -10,7 +10,7 @@ from loft import JID, database, loft, seen
 from stored import rows
 from support import RogueRuntime
 
-from pynchy.types import Group
+from pynchy.types import Group, VolumeMount
 
 pytestmark = pytest.mark.anyio
 
@@ -93,7 +93,7 @@ class Remembering(RogueRuntime):
         super().__init__(kind)
         self.started = 0
 
-    def build_run_args(self, mounts: list, container_name: str, image: str) -> list[str]:  # type: ignore[type-arg]
+    def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
         self.started += 1
         return super().build_run_args(mounts, container_name, image)
 

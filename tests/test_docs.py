@@ -22,8 +22,8 @@ from pynchy.config import Settings, load_settings
 from pynchy.conversations import _CONTEXT, _CONTEXT_CHARACTERS
 from pynchy.destinations import Destination
 from pynchy.host_tools import _AT_ONCE, _EACH_SECOND, RIGHTS, TOOLS
+from pynchy.messages import MOST_CONTEXT
 from pynchy.status import Status
-from pynchy.store import _MOST_CONTEXT
 from pynchy.testing import RuntimeConformance
 from pynchy.tunnel import MAX_TUNNELS, WINDOW
 from pynchy.types import GROUP_SETTINGS, Group, VolumeMount
@@ -132,7 +132,7 @@ def test_the_tables_on_the_page_of_chats_are_those_of_the_code() -> None:
             for whose, words in (("own", own), ("foreign", foreign)):
                 may = {caller for caller, target in RIGHTS[name] if target == whose}
                 assert may == said[words], (name, whose)
-    assert f"the latest {_MOST_CONTEXT} messages" in CHATS_PAGE
+    assert f"the latest {MOST_CONTEXT} messages" in CHATS_PAGE
     assert f"more than the last {_CONTEXT}, or\n{_CONTEXT_CHARACTERS:,} characters" in CHATS_PAGE
     assert f"agents make {_AT_ONCE} calls at once, and then one every two seconds" in CHATS_PAGE
     assert _EACH_SECOND == 0.5

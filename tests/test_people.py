@@ -6,15 +6,15 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loft import JID, database, loft, seen
 from stored import rows
+from support import RogueRuntime
 
-from pynchy.types import Group
+from pynchy.types import Group, VolumeMount
 
 pytestmark = pytest.mark.anyio
 
@@ -242,13 +242,11 @@ async def test_much_that_nobody_asked_about_is_a_file_and_very_much_is_left_to_t
 
 
 async def test_context_of_a_message_that_was_not_answered_is_context_for_the_next(tmp_path: Path) -> None:
-    from support import RogueRuntime
-
     class Fickle(RogueRuntime):
         """Its first agent answers nothing."""
 
-        def build_run_args(self, *given: Any) -> list[str]:
-            arguments = super().build_run_args(*given)
+        def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
+            arguments = super().build_run_args(mounts, container_name, image)
             self.kind = "echoes"
             return arguments
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pynchy.channels.terminal import TerminalChannel
+from pynchy.messages import StoredMessage
 from pynchy.router import format_prompt, next_part, visible_text
-from pynchy.store import StoredMessage
 from pynchy.testing.scripted_model import unwrap
 from pynchy.types import Channel
 

@@ -17,8 +17,9 @@ import pytest
 from stored import column, damage, raw, rows
 
 from pynchy import schema
+from pynchy.messages import Outcome
 from pynchy.schema import MIGRATIONS
-from pynchy.store import Outcome, Store, StoreError
+from pynchy.store import Store, StoreError
 from pynchy.types import ExtraMount, Group
 
 pytestmark = pytest.mark.anyio

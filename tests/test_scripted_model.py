@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
+from pynchy.messages import KeptAttachment, StoredMessage
 from pynchy.router import format_prompt, format_task
-from pynchy.store import KeptAttachment, StoredMessage
 from pynchy.testing import Cut, Fail, ScriptedModel, Stall
 from pynchy.testing.scripted_model import ToolCall, respond, tool_calls
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from stored import column, outbox_that_takes_nothing, queued, rows, set_room
 
-from pynchy.store import Outcome, Outgoing, Store, StoredMessage
+from pynchy.messages import Outcome, StoredMessage
+from pynchy.store import Outgoing, Store
 from pynchy.types import Group, NewMessage
 
 pytestmark = pytest.mark.anyio

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -35,21 +32,22 @@ from pynchy.fault_points import reached
 from pynchy.group_host import GroupHost
 from pynchy.group_queue import GroupQueue
 from pynchy.groups import Groups
-from pynchy.home import control_socket, make_private
+from pynchy.home import control_socket
 from pynchy.host_tools import HostTools
+from pynchy.messages import KeptAttachment
 from pynchy.model_gateway import ModelGateway, Upstream
 from pynchy.orphans import reap_orphans, remove_orphans
 from pynchy.outbox import Outbox
-from pynchy.plugin import ContainerRuntime, PluginRegistry, RuntimeUnavailable, State
+from pynchy.plugin import ContainerRuntime, PluginRegistry, State
 from pynchy.plugin_inventory import plugin_line, records_with_reports
 from pynchy.plugin_reports import PluginReports
 from pynchy.progress import Progress
 from pynchy.retention import Retention
 from pynchy.router import command_in, trigger_of
-from pynchy.runtime import agent_image, get_runtime
 from pynchy.scheduler import Scheduler
+from pynchy.starting import home_lock
 from pynchy.status import Status
-from pynchy.store import KeptAttachment, Store
+from pynchy.store import Store
 from pynchy.task_runs import TaskHost, TaskRuns, TaskWork
 from pynchy.tasks import Task
 from pynchy.types import Channel, Group, NewMessage
@@ -59,83 +57,6 @@ log = structlog.get_logger(__name__)
 MAIN_FOLDER = "main"
 _MAIN_JID = terminal_jid(MAIN_FOLDER)
 _MAX_MESSAGE = 200_000  # characters
-
-
-class CannotStart(Exception):
-    """The service cannot start; one sentence says why and what to do."""
-
-
-class AlreadyRunning(CannotStart):
-    """Another service has this home."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenRuntime:
-    """The runtime agents run in; `warning` is what the user must know of it."""
-
-    runtime: ContainerRuntime
-    warning: str = ""
-
-
-def choose_runtime(registry: PluginRegistry, *, sandbox_optional: bool) -> ChosenRuntime:
-    """The runtime for this machine, with its daemon running; CannotStart where there is none.
-
-    Only a demo at the terminal may do without a sandbox, and only where none can start at all.
-    """
-    try:
-        runtime = get_runtime(registry)
-    except RuntimeError as error:
-        raise CannotStart(str(error)) from None
-    chosen = ChosenRuntime(runtime)
-    try:
-        runtime.ensure_running()
-    except RuntimeUnavailable as error:
-        if not sandbox_optional or os.environ.get("CONTAINER_RUNTIME", "").strip():
-            raise CannotStart(f"No sandbox for the agent: {_with_mismatches(error, registry)}.") from None
-        from pynchy.testing import ProcessRuntime
-
-        why = _with_mismatches(error, registry)
-        warning = f"THIS IS NO SANDBOX: the agent runs as a plain process, with your rights. {why}."
-        chosen = ChosenRuntime(ProcessRuntime(), warning)
-    return chosen
-
-
-def _with_mismatches(error: RuntimeUnavailable, registry: PluginRegistry) -> str:
-    """Why the chosen runtime does not work, and why the other ones were not chosen."""
-    return "; ".join([str(error), *(f"{record.name} {record.note}" for record in registry.records if record.note)])
-
-
-def check_image(runtime: ContainerRuntime) -> None:
-    """Raise RuntimeUnavailable where an agent could not start for want of its image or environment."""
-    if check := getattr(runtime, "check_image", None):
-        check(agent_image())
-
-
-@contextmanager
-def home_lock(home: Path) -> Iterator[None]:
-    """Be the only service of this home; AlreadyRunning where there is one."""
-    try:
-        make_private(home)
-        descriptor = os.open(home / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CannotStart(
-            f"PYNCHY_HOME {home} cannot be used ({error.strerror or error}): make it a directory of yours, "
-            f"or set another."
-        ) from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-            raise AlreadyRunning(
-                f"A pynchy service (process {pid or 'unknown'}) already runs on {home}: "
-                f"use `pynchy chat`, stop it, or set another PYNCHY_HOME."
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class Service:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from pynchy.store import KeptAttachment
+from pynchy.messages import KeptAttachment
 from pynchy.types import Attachment, Group
 from pynchy.workspace import ATTACHMENTS_PATH, attachments_folder
 

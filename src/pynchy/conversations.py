@@ -24,8 +24,9 @@ from pynchy.failures import Failure, Verdict
 from pynchy.fault_points import reached
 from pynchy.group_host import GroupHost
 from pynchy.group_queue import Place, Wake
+from pynchy.messages import StoredMessage
 from pynchy.router import command_in, format_prompt, trigger_of, visible_text
-from pynchy.store import Store, StoredMessage
+from pynchy.store import Store
 from pynchy.types import ContainerOutput, Group
 
 log = structlog.get_logger(__name__)

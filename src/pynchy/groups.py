@@ -10,10 +10,11 @@ from zoneinfo import ZoneInfo
 
 from pynchy.agent_setup import agent_owner
 from pynchy.config import Settings
+from pynchy.messages import Wants
 from pynchy.mount_security import extra_mounts
 from pynchy.network_policy import NetworkPolicy
 from pynchy.router import is_for_the_agent
-from pynchy.store import Store, Wants
+from pynchy.store import Store
 from pynchy.types import Group, NewMessage, valid_folder
 
 #: When a chat becomes a group, what was said before is context, but for the last hour.

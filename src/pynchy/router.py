@@ -9,7 +9,7 @@ from datetime import datetime
 from xml.sax.saxutils import escape, quoteattr
 from zoneinfo import ZoneInfo
 
-from pynchy.store import KeptAttachment, Said, StoredMessage
+from pynchy.messages import KeptAttachment, Said, StoredMessage
 from pynchy.types import Channel, Group
 from pynchy.workspace import ATTACHMENTS_PATH
 

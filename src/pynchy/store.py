@@ -11,87 +11,45 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from pynchy.database import Database, as_key, as_text
 from pynchy.destinations import Destinations
+from pynchy.group_rows import GROUP_COLUMNS, group_columns, group_of
+from pynchy.messages import (
+    MOST_CONTEXT,
+    KeptAttachment,
+    Outcome,
+    Said,
+    StoredMessage,
+    Wants,
+    as_ids,
+    batch,
+    judge,
+    leave_unseen,
+    nothing_asks,
+    stored,
+)
 from pynchy.outgoing import Outgoing, enqueue
 from pynchy.removals import Removals
 from pynchy.schema import NewerSchema, migrate
 from pynchy.tasks import Tasks
 from pynchy.transcripts import Transcripts
-from pynchy.types import ExtraMount, Group, NewMessage, PluginReport
+from pynchy.types import Group, NewMessage, PluginReport
 from pynchy.usage import Usage
 
 log = structlog.get_logger(__name__)
 
 _Result = TypeVar("_Result")
 
-#: Whether a message is to be answered: its sender, its content, whether it is the user's own, when it was sent.
-Wants = Callable[[str, str, bool, datetime], bool]
-
-
-def nothing_asks(sender: str, content: str, is_from_me: bool, at: datetime) -> bool:
-    """A chat in which nothing that was said before is to be answered."""
-    return False
-
-
-#: So many messages that nobody asked to have answered are context for one that is.
-_MOST_CONTEXT = 1000
-
 
 class StoreError(Exception):
     """The database cannot be used; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeptAttachment:
-    """A file that came with a message: `file` is its name in the group's folder of attachments, "" if not kept.
-
-    `name` is what its sender calls it.
-    """
-
-    name: str
-    media_type: str
-    size: int
-    file: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A text that went out and that the chat's own conversation has not heard of yet."""
-
-    id: int
-    text: str
-    timestamp: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """A message with its row id. `attempts` counts how often an answer was tried and did not come.
-
-    One that does not ask for an answer is context for one that does.
-    """
-
-    id: int
-    sender_name: str
-    content: str
-    timestamp: datetime
-    attempts: int = 0
-    asks: bool = True
-    attachments: tuple[KeptAttachment, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a message ended: `error` is None where it was answered."""
-
-    error: str | None
 
 
 class Store:
@@ -162,14 +120,14 @@ class Store:
         def register(db: sqlite3.Connection) -> None:
             try:
                 added = db.execute(
-                    f"INSERT INTO groups (jid, folder, is_main, {', '.join(_SETTINGS)})"  # noqa: S608 - names of ours
-                    f" VALUES (?, ?, ?, {', '.join('?' for _ in _SETTINGS)}) ON CONFLICT (jid) DO NOTHING",
-                    (group.jid, group.folder, group.is_main, *_group_settings(group)),
+                    f"INSERT INTO groups (jid, folder, is_main, {', '.join(GROUP_COLUMNS)})"  # noqa: S608 - names of ours
+                    f" VALUES (?, ?, ?, {', '.join('?' for _ in GROUP_COLUMNS)}) ON CONFLICT (jid) DO NOTHING",
+                    (group.jid, group.folder, group.is_main, *group_columns(group)),
                 ).rowcount
             except sqlite3.IntegrityError:
                 raise ValueError(f"the folder {group.folder!r} belongs to another chat; choose another") from None
             if added:
-                _judge(db, group.jid, wants)
+                judge(db, group.jid, wants)
 
         await self._db.write(register)
 
@@ -177,10 +135,10 @@ class Store:
         """Every registered group by its jid."""
         rows = await self._db.read(
             lambda db: db.execute(
-                f"SELECT jid, folder, is_main, {', '.join(_SETTINGS)} FROM groups"  # noqa: S608 - names of ours
+                f"SELECT jid, folder, is_main, {', '.join(GROUP_COLUMNS)} FROM groups"  # noqa: S608 - names of ours
             ).fetchall()
         )
-        return {jid: _group(jid, folder, is_main, *settings) for jid, folder, is_main, *settings in rows}
+        return {jid: group_of(jid, folder, is_main, *settings) for jid, folder, is_main, *settings in rows}
 
     async def update_group(self, group: Group, wants: Wants = nothing_asks) -> None:
         """Give the group of this jid another name and other settings; its folder never changes.
@@ -190,10 +148,10 @@ class Store:
 
         def update(db: sqlite3.Connection) -> None:
             db.execute(
-                f"UPDATE groups SET {', '.join(f'{name} = ?' for name in _SETTINGS)} WHERE jid = ?",  # noqa: S608
-                (*_group_settings(group), group.jid),
+                f"UPDATE groups SET {', '.join(f'{name} = ?' for name in GROUP_COLUMNS)} WHERE jid = ?",  # noqa: S608
+                (*group_columns(group), group.jid),
             )
-            _judge(db, group.jid, wants)
+            judge(db, group.jid, wants)
 
         await self._db.write(update)
 
@@ -357,16 +315,16 @@ class Store:
             ).fetchone()[0]
             if first is None:
                 return []
-            _leave_unseen(db, jid, first)
+            leave_unseen(db, jid, first)
             rows = db.execute(
                 "SELECT id, sender_name, content, timestamp, attempts, asks, attachments FROM messages"
                 " WHERE chat_jid = ? AND state = 'pending' ORDER BY id LIMIT ?",
-                (jid, _MOST_CONTEXT + most),
+                (jid, MOST_CONTEXT + most),
             )
-            taken = _batch([_stored(*row) for row in rows], most, characters, alone)
+            taken = batch([stored(*row) for row in rows], most, characters, alone)
             db.execute(
                 "UPDATE messages SET state = 'claimed' WHERE id IN (SELECT value FROM json_each(?))",
-                (_ids(message.id for message in taken),),
+                (as_ids(message.id for message in taken),),
             )
             return taken
 
@@ -420,7 +378,7 @@ class Store:
         await self._db.write(
             lambda db: db.execute(
                 "UPDATE messages SET acted = 1 WHERE id IN (SELECT value FROM json_each(?)) AND state = 'claimed'",
-                (_ids(ids),),
+                (as_ids(ids),),
             )
         )
 
@@ -438,14 +396,14 @@ class Store:
             acted = db.execute(
                 "SELECT chat_jid, id FROM messages WHERE id IN (SELECT value FROM json_each(?))"
                 " AND state = 'claimed' AND acted ORDER BY id",
-                (_ids(these),),
+                (as_ids(these),),
             ).fetchall()
             for jid in dict.fromkeys(jid for jid, _ in acted):
                 _fail(db, jid, [row_id for chat, row_id in acted if chat == jid], reason, notice)
             db.execute(
                 "UPDATE messages SET state = 'pending' WHERE id IN (SELECT value FROM json_each(?))"
                 " AND state = 'claimed'",
-                (_ids(these),),
+                (as_ids(these),),
             )
             return [row_id for _, row_id in acted]
 
@@ -457,7 +415,7 @@ class Store:
             lambda db: db.execute(
                 "UPDATE messages SET state = 'pending', attempts = attempts + 1, error = ?"
                 " WHERE id IN (SELECT value FROM json_each(?)) AND state = 'claimed'",
-                (as_text(reason), _ids(ids)),
+                (as_text(reason), as_ids(ids)),
             )
         )
 
@@ -483,7 +441,7 @@ class Store:
                 # The plus keeps SQLite from reading the whole chat through an index for these few rows.
                 "UPDATE messages SET state = 'done', error = NULL, answered_by = ?"
                 " WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ?",
-                (reply_id, _ids(ids), jid),
+                (reply_id, as_ids(ids), jid),
             )
             if heard:
                 db.execute("UPDATE outbox SET unseen = 0 WHERE chat_jid = ? AND id <= ? AND unseen", (jid, heard))
@@ -597,70 +555,14 @@ def _fail(db: sqlite3.Connection, jid: str, ids: Sequence[int], reason: str, not
     db.execute(
         "UPDATE messages SET state = 'failed', error = ?, answered_by = ?"
         " WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ? AND asks",
-        (as_text(reason), notice_id, _ids(ids), jid),
+        (as_text(reason), notice_id, as_ids(ids), jid),
     )
     # What was only context is so for the next that asks.
     db.execute(
         "UPDATE messages SET state = 'pending' WHERE id IN (SELECT value FROM json_each(?)) AND +chat_jid = ?"
         " AND NOT asks",
-        (_ids(ids), jid),
+        (as_ids(ids), jid),
     )
-
-
-def _judge(db: sqlite3.Connection, jid: str, wants: Wants) -> None:
-    """Let what was context ask for an answer where it does so as its group is set now."""
-    rows = db.execute(
-        "SELECT id, sender, content, is_from_me, timestamp FROM messages"
-        " WHERE chat_jid = ? AND state = 'pending' AND NOT asks",
-        (jid,),
-    )
-    asking = [
-        row_id
-        for row_id, sender, content, is_from_me, timestamp in rows
-        if wants(sender, content, bool(is_from_me), datetime.fromisoformat(timestamp))
-    ]
-    db.execute("UPDATE messages SET asks = 1 WHERE id IN (SELECT value FROM json_each(?))", (_ids(asking),))
-
-
-def _leave_unseen(db: sqlite3.Connection, jid: str, first: int) -> None:
-    """Of a chat that nobody asked anything in for long, the latest is context enough."""
-    db.execute(
-        "UPDATE messages SET state = 'done' WHERE chat_jid = ? AND state = 'pending' AND NOT asks AND id <="
-        " (SELECT id FROM messages WHERE chat_jid = ? AND state = 'pending' AND id < ?"
-        "  ORDER BY id DESC LIMIT 1 OFFSET ?)",
-        (jid, jid, first, _MOST_CONTEXT),
-    )
-
-
-def _batch(
-    pending: Sequence[StoredMessage], most: int, characters: int, alone: Callable[[str], bool]
-) -> list[StoredMessage]:
-    taken: list[StoredMessage] = []
-    context: list[StoredMessage] = []
-    asking = 0
-    left = characters
-    for message in pending:
-        if not message.asks:
-            context.append(message)
-            continue
-        if alone(message.content):
-            return taken or [message]
-        # Context goes into a file where it is too long, and counts only as far as it does not.
-        size = len(message.content) + min(sum(len(one.content) for one in context), characters // 2)
-        if taken and (asking == most or size > left):
-            return taken
-        taken += [*context, message]
-        context = []
-        asking += 1
-        left -= size
-    return taken + context if sum(len(one.content) for one in context) <= left else taken
-
-
-def _stored(
-    row_id: int, sender_name: str, content: str, timestamp: str, attempts: int, asks: int, attachments: str
-) -> StoredMessage:
-    kept = tuple(KeptAttachment(**one) for one in json.loads(attachments))
-    return StoredMessage(row_id, sender_name, content, datetime.fromisoformat(timestamp), attempts, bool(asks), kept)
 
 
 def _forget_aside(db: sqlite3.Connection, jid: str) -> None:
@@ -676,58 +578,6 @@ def _take_up_aside(db: sqlite3.Connection, jid: str) -> None:
         " aside_id = NULL, aside_end = NULL, aside_notice = NULL WHERE jid = ? AND aside_id IS NOT NULL",
         (jid,),
     )
-
-
-#: What of a group can be changed, as its columns.
-_SETTINGS = (
-    *("name", "needs_trigger", "trigger_word", "senders", "commanders", "plugins", "network", "memory_bytes", "cpus"),
-    *("pids", "mounts", "model", "time_zone", "usd_a_day"),
-)
-
-
-def _group_settings(group: Group) -> tuple[Any, ...]:
-    return (
-        *(as_text(group.name), group.needs_trigger, group.trigger),
-        *(_list(group.senders), _list(group.commanders), _list(group.plugins)),
-        *(group.network, group.memory_bytes, group.cpus, group.pids),
-        json.dumps([[mount.host_path, mount.readonly] for mount in group.mounts]),
-        *(group.model, group.time_zone, group.usd_a_day),
-    )
-
-
-def _group(
-    jid: str,
-    folder: str,
-    is_main: int,
-    name: str,
-    needs_trigger: int,
-    trigger: str | None,
-    senders: str | None,
-    commanders: str | None,
-    plugins: str | None,
-    network: str,
-    memory_bytes: int | None,
-    cpus: float | None,
-    pids: int | None,
-    mounts: str,
-    *rest: Any,
-) -> Group:
-    extra = tuple(ExtraMount(path, bool(readonly)) for path, readonly in json.loads(mounts))
-    people = (_names(senders), _names(commanders), _names(plugins))
-    main, needs = bool(is_main), bool(needs_trigger)
-    return Group(jid, name, folder, main, needs, trigger, *people, network, memory_bytes, cpus, pids, extra, *rest)
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(json.loads(text))
-
-
-def _list(names: tuple[str, ...] | None) -> str | None:
-    return None if names is None else json.dumps(names)
-
-
-def _ids(ids: Iterable[int]) -> str:
-    return json.dumps(list(ids))
 
 
 def _now() -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 
-from pynchy.app import CannotStart, choose_runtime
 from pynchy.cli import talk
 from pynchy.cli.image import build_for, can_start
 from pynchy.cli.output import complain, complain_of_system, configure_logging, tell
 from pynchy.config import SettingsError, load_settings
 from pynchy.plugin import RuntimeUnavailable, discover_plugins
+from pynchy.starting import CannotStart, choose_runtime
 
 _DEMO_EXAMPLE = '/tool mcp__hello__greet {"name": "newcomer"}'
 _EXAMPLE = "Please greet newcomer with your greet tool and tell me what it answered."

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from pynchy.app import AlreadyRunning, CannotStart, home_lock
 from pynchy.cli.output import complain, complain_of_system, visible
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, ask, connect, group_from
@@ -16,6 +15,7 @@ from pynchy.group_settings import apply, in_words
 from pynchy.groups import Groups
 from pynchy.home import control_socket
 from pynchy.plugin import State, discover_plugins
+from pynchy.starting import AlreadyRunning, CannotStart, home_lock
 from pynchy.store import Store, StoreError
 from pynchy.types import Group, valid_folder
 

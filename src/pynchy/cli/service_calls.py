@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from pynchy.app import AlreadyRunning, CannotStart, home_lock
 from pynchy.chat_commands import change_task
 from pynchy.cli.output import complain, complain_of_system, visible
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, ask
 from pynchy.groups import Groups
 from pynchy.home import control_socket
+from pynchy.starting import AlreadyRunning, CannotStart, home_lock
 from pynchy.store import Store, StoreError
 
 

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pynchy.app import MAIN_FOLDER, CannotStart, Service, check_image, choose_runtime
+from pynchy.app import MAIN_FOLDER, Service
 from pynchy.cli.output import complain, complain_of_system, configure_logging, tell, visible
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.costs import in_usd
 from pynchy.home import make_private
 from pynchy.model_gateway import Upstream
 from pynchy.plugin import discover_plugins
+from pynchy.starting import CannotStart, check_image, choose_runtime
 from pynchy.testing import ScriptedModel
 from pynchy.usage import usage_rows
 

@@ -10,19 +10,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from pynchy.app import (
-    AlreadyRunning,
-    CannotStart,
-    Service,
-    check_image,
-    choose_runtime,
-)
+from pynchy.app import Service
 from pynchy.cli.output import complain, complain_of_system, configure_logging, logging_into, tell
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, Peer, connect
 from pynchy.home import control_socket
 from pynchy.model_gateway import Upstream
 from pynchy.plugin import RuntimeUnavailable, discover_plugins
+from pynchy.starting import AlreadyRunning, CannotStart, check_image, choose_runtime
 from pynchy.store import StoreError
 
 #: How long another process may take to open its door, or to close it.
