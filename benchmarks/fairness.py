@@ -141,7 +141,7 @@ async def _talk(home: Path) -> list[_Wait]:
                     wait.answered = time.monotonic()
                     answers.release()
 
-        jids = [terminal_jid(f"group-{number}", needs_trigger=False) for number in range(GROUPS)]
+        jids = [terminal_jid(f"group-{number}") for number in range(GROUPS)]
         for number, jid in enumerate(jids):
             await service.register_group(Group(jid, f"Group {number}", f"group-{number}"))
         talks = [asyncio.create_task(talk(jid)) for jid in jids]

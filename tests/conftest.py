@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,6 +45,14 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     reset_runtime()
     yield
     reset_runtime()
+
+
+@pytest.fixture
+def short_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """As `tmp_path`, with a path that leaves room for a socket's name in a home that is further down."""
+    with tempfile.TemporaryDirectory(prefix="pynchy-") as folder:
+        monkeypatch.setenv("PYNCHY_HOME", f"{folder}/home")
+        yield Path(folder)
 
 
 @pytest.fixture(params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in RUNTIMES])

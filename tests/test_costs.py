@@ -288,7 +288,7 @@ async def test_a_disk_that_is_full_holds_the_row_and_its_notice_up_and_loses_nei
 
 async def test_a_model_without_a_price_costs_nothing_and_is_counted_as_such_until_one_is_set(world: World) -> None:
     local = Figures("qwen3:8b", 1_000_000, 1_000_000)
-    async with world.costs() as costs:
+    async with world.costs(anthropic_base_url="http://127.0.0.1:1") as costs:
         costs.meter(FAMILY).count(local)
         await until(lambda: not costs._recording)
         assert costs.refusal(FAMILY) is None
@@ -300,6 +300,13 @@ async def test_a_model_without_a_price_costs_nothing_and_is_counted_as_such_unti
         await until(lambda: not costs._recording)
         assert costs.refusal(FAMILY)
     assert rows(world.path, "SELECT requests, micro_usd, unpriced FROM usage") == [(2, 3_000_000, 1)]
+
+
+async def test_a_model_of_anthropics_that_nobody_knows_costs_as_much_as_the_dearest(world: World) -> None:
+    async with world.costs() as costs:
+        costs.meter(FAMILY).count(Figures("claude-of-tomorrow", 1_000_000, 100_000))
+        await until(lambda: not costs._recording)
+    assert rows(world.path, "SELECT micro_usd FROM usage") == [(22_500_000,)]
 
 
 async def test_a_free_model_is_neither_counted_nor_refused(world: World) -> None:

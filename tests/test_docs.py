@@ -85,9 +85,10 @@ def sh_commands(beginning: str) -> list[str]:
 
 
 @pytest.fixture
-def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def documents(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Pynchy's home in that of a person with the folders and the allowlist of the page of mounts."""
-    person, home = tmp_path / "person", tmp_path / "person/.local/share/pynchy"
+    person = short_path
+    home = person / ".local/share/pynchy"
     monkeypatch.setenv("HOME", str(person))
     monkeypatch.setenv("PYNCHY_HOME", str(home))
     for folder in (home, *(person / name for name in ("Documents/recipes", "Documents/shopping", "taxes"))):
@@ -265,8 +266,9 @@ INSTEAD = {
 
 @pytest.mark.bubblewrap
 def test_the_commands_on_the_page_of_operations_do_as_they_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tmp_path = short_path
     RUNTIMES["bubblewrap"]()
     stand_ins = StandIns(tmp_path / "stand-ins")
     stand_ins.set("active")  # else it would be missed that no service runs

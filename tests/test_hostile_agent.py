@@ -94,7 +94,7 @@ async def test_it_reads_nothing_of_the_host_or_of_another_group(
     async with hostile(runtime, start_service) as service:
         found, (workspace, docker, homes) = await result(Chat(service), "search", given)
     assert found == []
-    assert set(workspace) <= {"attachments", "group", "skills", "plugins", "hooks", "data", "extra"}
+    assert set(workspace) <= {"attachments", "group", "global", "skills", "plugins", "hooks", "data", "extra"}
     assert not docker
     assert homes == ["agent"]
 

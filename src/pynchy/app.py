@@ -270,7 +270,7 @@ class Service:
             await self._store.destinations.today(group.folder if group else None),
             [] if group else self.reports.troubles(),
             await self._store.last_failure(group.jid if group else None),
-            self._costs.summary_lines(groups, overall=group is None),
+            self._costs.summary_lines(groups if group or len(groups) > 1 else [], overall=group is None),
             self._task_runs.running,
         ).lines()
 

@@ -25,7 +25,7 @@ from pynchy.fault_points import reached
 from pynchy.group_host import GroupHost
 from pynchy.group_queue import Place, Wake
 from pynchy.messages import StoredMessage
-from pynchy.router import command_in, format_prompt, trigger_of, visible_text
+from pynchy.router import Command, command_in, format_prompt, trigger_of, visible_text
 from pynchy.store import Store
 from pynchy.types import ContainerOutput, Group
 
@@ -230,15 +230,16 @@ class Shift:
         elsewhere = self._place.wanted or self._renewing or self._compacting or self._stopped or room <= 0
         if not self._host.credential.usable or (self._open and elsewhere):
             return
+        busy = bool(self._open)
         async with self._claiming:
             messages = await self._store.claim(self._group.jid, _BATCH, room, self._is_compact)
             if not messages:
                 return
-            if self._open and self._is_compact(messages[0].content):
+            if busy and self._compact_of(messages) is not None:
                 await self._store.release([messages[0].id], STOPPED, STOPPED_NOTICE)
                 return  # it goes in alone, once this is answered
             self._open |= {message.id: message for message in messages}
-        if refusal := self._behind.refusal(self._group):
+        if not busy and (refusal := self._behind.refusal(self._group)):
             await self.fail(refusal, reported=False, hopeless=True)
             return
         self._behind.working(self._group.jid, lambda: self._run.doing if self._run else "")
@@ -268,15 +269,21 @@ class Shift:
             await self.fail(f"its container could not be prepared: {error}", reported=False)
 
     def _is_compact(self, content: str) -> bool:
+        return self._compacts(content) is not None
+
+    def _compact_of(self, messages: Sequence[StoredMessage]) -> Command | None:
+        """The command that these messages are; None where they are what people say."""
+        return self._compacts(messages[0].content) if messages[0].asks else None
+
+    def _compacts(self, content: str) -> Command | None:
         command = command_in(content, trigger_of(self._group, self._host.settings.default_trigger))
-        return command is not None and command.word == "compact"
+        return command if command and command.word == "compact" else None
 
     async def _prompt(self, messages: Sequence[StoredMessage]) -> tuple[str, list[str]]:
         """What the agent reads of these messages, and the images that it sees with it; OSError."""
-        if self._is_compact(messages[0].content):
+        if command := self._compact_of(messages):
             self._compacting = True
-            command = command_in(messages[0].content, trigger_of(self._group, self._host.settings.default_trigger))
-            return f"/compact {command.rest if command else ''}".strip(), []
+            return f"/compact {command.rest}".strip(), []
         zone = self._behind.zone_of(self._group.folder)
         earlier, shown = _shown(messages)
         said = await self._store.unheard(self._group.jid)

@@ -30,6 +30,8 @@ _MILLION = 10**6
 #: Of the price of input, for a model whose price is not known: Anthropic's own factors.
 _CACHE_READ, _CACHE_WRITE, _CACHE_WRITE_1H = Decimal("0.1"), Decimal("1.25"), Decimal(2)
 _WEB_SEARCH = Decimal("0.01")  # US dollars
+#: The most that a model of Anthropic's has cost, as `parse_price` reads it.
+_DEAREST = "15/75"
 #: The share of a ceiling from which its chat is warned.
 _WARN_AT = Decimal("0.8")
 _END_WITHIN = 3.0  # seconds
@@ -150,6 +152,8 @@ class Costs:
         self._free = free
         self._now = now
         self._zone = ZoneInfo(settings.time_zone)
+        # An agent names its model: one that nobody knows must not be free where it is Anthropic's.
+        self._otherwise = settings.model_price or (None if settings.anthropic_base_url else _DEAREST)
         self._day = ""
         self._totals: dict[str, Total] = {}
         self._prices: asyncio.Future[int | None] | None = None
@@ -210,7 +214,7 @@ class Costs:
     async def _record(self, group: Group, task_id: int, figures: Figures) -> None:
         if not (loading := self.load_prices()).done():
             await asyncio.shield(loading)
-        cost = price(figures, self._settings.model_price)
+        cost = price(figures, self._otherwise)
         day, totals = self._today(), self._today_totals()
         spent = cost or 0
         totals[group.folder] = totals.get(group.folder, Total()) + Total(spent, 1, cost is None)

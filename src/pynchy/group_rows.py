@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from typing import Any
 
 from pynchy.database import as_text
@@ -13,6 +14,14 @@ GROUP_COLUMNS = (
     *("name", "needs_trigger", "trigger_word", "senders", "commanders", "plugins", "network", "memory_bytes", "cpus"),
     *("pids", "mounts", "model", "time_zone", "usd_a_day"),
 )
+
+
+def groups_in(db: sqlite3.Connection) -> dict[str, Group]:
+    """Every registered group by its jid."""
+    rows = db.execute(
+        f"SELECT jid, folder, is_main, {', '.join(GROUP_COLUMNS)} FROM groups"  # noqa: S608 - names of ours
+    )
+    return {jid: group_of(jid, folder, is_main, *settings) for jid, folder, is_main, *settings in rows}
 
 
 def group_columns(group: Group) -> tuple[Any, ...]:

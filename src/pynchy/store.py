@@ -20,7 +20,7 @@ import structlog
 
 from pynchy.database import Database, as_key, as_text
 from pynchy.destinations import Destinations
-from pynchy.group_rows import GROUP_COLUMNS, group_columns, group_of
+from pynchy.group_rows import GROUP_COLUMNS, group_columns, groups_in
 from pynchy.messages import (
     MOST_CONTEXT,
     KeptAttachment,
@@ -133,12 +133,7 @@ class Store:
 
     async def groups(self) -> dict[str, Group]:
         """Every registered group by its jid."""
-        rows = await self._db.read(
-            lambda db: db.execute(
-                f"SELECT jid, folder, is_main, {', '.join(GROUP_COLUMNS)} FROM groups"  # noqa: S608 - names of ours
-            ).fetchall()
-        )
-        return {jid: group_of(jid, folder, is_main, *settings) for jid, folder, is_main, *settings in rows}
+        return await self._db.read(groups_in)
 
     async def update_group(self, group: Group, wants: Wants = nothing_asks) -> None:
         """Give the group of this jid another name and other settings; its folder never changes.

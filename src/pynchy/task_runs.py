@@ -158,7 +158,7 @@ class TaskRuns:
             log.exception("a task's run failed", task=work.run.task_id)
             ended = True
             await self._finish(work, False, f"something went wrong in here ({type(error).__name__}: {error})")
-        if ended:
+        if ended and self._open.get(place.jid) is work:  # its task may have come due again by now
             del self._open[place.jid]
 
     async def _attempt(self, work: TaskWork, place: Place) -> bool:

@@ -6,7 +6,7 @@ import os
 
 READ_ONLY = ("/opt/pynchy", "/opt/agent-env", "/workspace/plugins", "/workspace/skills", "/workspace/hooks")
 READ_ONLY += ("/workspace/attachments", "/usr", "/etc", "/", "/workspace", "/proc/sys/kernel")
-OWN = ("/proc", "/sys", "/dev", "/tmp", "/home/agent", "/workspace/group", "/workspace/data")
+OWN = ("/proc", "/sys", "/dev", "/tmp", "/home/agent", "/workspace/group", "/workspace/data", "/workspace/global")
 MS_RDONLY, MS_REMOUNT, MS_BIND = 1, 32, 4096
 MNT_DETACH = 2
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import shlex
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pynchy.agent_setup import agent_owner
 from pynchy.cli.output import configure_logging
 from pynchy.cli.plugin_list import running_service_records
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, check_path
+from pynchy.group_rows import groups_in
 from pynchy.home import control_socket
 from pynchy.model_gateway import Upstream
+from pynchy.mount_security import MountRefused, extra_mounts
 from pynchy.plugin import (
     ContainerRuntime,
     PluginRegistry,
@@ -59,6 +64,7 @@ def doctor() -> int:
             *_plugins(registry),
             *_parts(registry, reports),
             *_requirements(registry),
+            *_mounts(settings),
         ]
     for finding in findings:
         print(f"{'WRONG' if finding.remedy else 'ok':5}  {finding.subject}: {finding.words}")
@@ -164,6 +170,26 @@ def _parts(registry: PluginRegistry, reports: Mapping[str, Mapping[str, str]]) -
         for part, trouble in reports.get(record.name, {}).items()
         if record.state is State.READY and part != "load" and trouble
     ]
+
+
+def _mounts(settings: Settings) -> list[Finding]:
+    """The folders of this machine that groups ask for and their agents cannot be given."""
+    database = settings.home / "pynchy.db"
+    if not database.is_file():
+        return []
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+            groups = list(groups_in(db).values())
+    except sqlite3.Error:  # it is of an older version, in which nobody had any
+        return []
+    found = []
+    for group in groups:
+        try:
+            extra_mounts(settings.home, group, groups, agent_owner(settings))
+        except MountRefused as refused:
+            what, _, remedy = str(refused).rpartition("; ")
+            found.append(Finding(f"mounts of {group.folder}", what, remedy))
+    return found
 
 
 def _requirements(registry: PluginRegistry) -> list[Finding]:
