@@ -119,10 +119,10 @@ async def test_a_program_reaches_what_the_policy_allows_without_any_set_up(
     assert status[0] == f"Agents: main (at most 5 at once), in {runtime.name}"
     assert status[1].startswith("Model: $")
     assert status[2] == "Network: *.example.org,example.com:443"
-    assert status[2].startswith("  example.com:80: 1 connection today, ")
-    assert status[2].endswith(" received, 2 refused (this chat's network policy does not name example.com:80)")
-    assert status[3].startswith("  example.com:443: 2 connections today, ")
-    assert len(status) == 4
+    assert status[3].startswith("  example.com:80: 1 connection today, ")
+    assert status[3].endswith(" received, 2 refused (this chat's network policy does not name example.com:80)")
+    assert status[4].startswith("  example.com:443: 2 connections today, ")
+    assert len(status) == 5
     assert internet.dialled == [(PUBLIC, 80), (PUBLIC, 443), (PUBLIC, 443)]
 
 
