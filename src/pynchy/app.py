@@ -302,7 +302,7 @@ class Service:
 
     async def tasks(self, folder: str | None) -> list[str]:
         """The scheduled tasks of one group or of all, a line each."""
-        return [task.in_words(self.zone_of(task.folder), folder is None) for task in await self._store.tasks.of(folder)]
+        return [task.in_words(self.zone_of(task.folder), True) for task in await self._store.tasks.of(folder)]
 
     async def task(self, task_id: int) -> Task:
         """A task by its number; ControlError where there is none."""

@@ -359,7 +359,7 @@ class Shift:
         self._compacting = False
         if self._run:
             await self._run.stop()  # first: what still runs in there could act
-            acting = self._run.acted
+            acting = self._run.acted & set(self._open)
         if self._stopped:
             await self._stop_all(acting)
             return

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from pynchy.cli.output import complain, complain_of_system, visible
-from pynchy.config import Settings, SettingsError, load_settings
+from pynchy.cli.homes import guarded, without_service
+from pynchy.cli.output import complain, visible
+from pynchy.config import Settings
 from pynchy.control import ControlError, ask, connect, group_from
 from pynchy.group_settings import apply, in_words
 from pynchy.groups import Groups
 from pynchy.home import control_socket
 from pynchy.plugin import State, discover_plugins
-from pynchy.starting import AlreadyRunning, CannotStart, home_lock
-from pynchy.store import Store, StoreError
+from pynchy.store import Store
 from pynchy.types import Group, valid_folder
 
 
@@ -192,25 +191,13 @@ async def _registered(settings: Settings) -> AsyncIterator[Registered]:
         await peer.close()
         yield _Running(settings)
         return
-    with home_lock(settings.home):
-        async with Store.open(settings.home / "pynchy.db") as store:
-            groups = Groups(settings, store)
-            await groups.load()
-            yield _Stopped(store, groups)
+    async with without_service(settings) as (store, groups):
+        yield _Stopped(store, groups)
 
 
 def _guarded(action: Callable[[Registered], Awaitable[int]]) -> int:
-    async def run() -> int:
-        async with _registered(load_settings()) as registered:
+    async def run(settings: Settings) -> int:
+        async with _registered(settings) as registered:
             return await action(registered)
 
-    try:
-        return asyncio.run(run())
-    except AlreadyRunning:
-        return complain("The service is just starting or stopping; try again in a moment.")
-    except (CannotStart, ControlError, SettingsError, StoreError) as error:
-        return complain(str(error))
-    except ValueError as error:
-        return complain(f"{error}.")
-    except OSError as error:
-        return complain_of_system(error)
+    return guarded(run)

@@ -5,17 +5,16 @@ Tasks can be seen and changed without a service too, for it is their times that 
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from pynchy.chat_commands import change_task
-from pynchy.cli.output import complain, complain_of_system, visible
-from pynchy.config import Settings, SettingsError, load_settings
+from pynchy.cli.homes import guarded, without_service
+from pynchy.cli.output import visible
+from pynchy.config import Settings
 from pynchy.control import ControlError, ask
 from pynchy.groups import Groups
 from pynchy.home import control_socket
-from pynchy.starting import AlreadyRunning, CannotStart, home_lock
-from pynchy.store import Store, StoreError
+from pynchy.store import Store
 
 
 def status() -> int:
@@ -44,25 +43,19 @@ def task(action: str, number: int) -> int:
 
 
 def _guarded(**request: Any) -> int:
-    try:
-        lines = asyncio.run(_lines(load_settings(), request))
-    except AlreadyRunning:
-        return complain("The service is just starting or stopping; try again in a moment.")
-    except (CannotStart, ControlError, SettingsError, StoreError) as error:
-        return complain(str(error))
-    except ValueError as error:
-        return complain(f"{error}.")
-    except OSError as error:
-        return complain_of_system(error)
-    for line in lines:
-        print("\n".join(visible(part) for part in line.split("\n")))
-    return 0
+    async def action(settings: Settings) -> int:
+        for line in await _lines(settings, request):
+            print("\n".join(visible(part) for part in line.split("\n")))
+        return 0
+
+    return guarded(action)
 
 
 async def _lines(settings: Settings, request: dict[str, Any]) -> list[str]:
     answer = await ask(control_socket(settings.home), **request)
     if answer is None and request["op"] in ("tasks", "task"):
-        return await _without_service(settings, request)
+        async with without_service(settings) as (store, groups):
+            return await _tasks_of(store, groups, request) or ["There are none."]
     if answer is None:
         raise ControlError("No service runs here: `pynchy run` starts one.")
     if answer["event"] == "error":
@@ -70,23 +63,18 @@ async def _lines(settings: Settings, request: dict[str, Any]) -> list[str]:
     return answer["lines"] or ["There are none."]
 
 
-async def _without_service(settings: Settings, request: dict[str, Any]) -> list[str]:
-    """The same of a home that no service has; ValueError."""
-    with home_lock(settings.home):
-        async with Store.open(settings.home / "pynchy.db") as store:
-            groups = Groups(settings, store)
-            await groups.load()
-            if request["op"] == "tasks":
-                folder = request["group"]
-                if folder is not None and groups.in_folder(folder) is None:
-                    known = ", ".join(sorted(group.folder for group in groups.by_jid.values()))
-                    raise ControlError(f"There is no group {folder!r}; there are: {known or 'none'}.")
-                tasks = await store.tasks.of(folder)
-                return [one.in_words(groups.zone_of(one.folder), True) for one in tasks] or ["There are none."]
-            found = await store.tasks.get(request["id"])
-            if found is None:
-                raise ControlError(f"There is no task {request['id']}; `pynchy tasks list` lists those there are.")
-            zone = groups.zone_of(found.folder)
-            if request["action"] == "runs":
-                return [run.in_words(zone) for run in await store.tasks.runs(found.id)] or ["There are none."]
-            return [(await change_task(store, request["action"], found, zone)).in_words(zone, True)]
+async def _tasks_of(store: Store, groups: Groups, request: dict[str, Any]) -> list[str]:
+    """What the service would say; ControlError, ValueError."""
+    if request["op"] == "tasks":
+        folder = request["group"]
+        if folder is not None and groups.in_folder(folder) is None:
+            known = ", ".join(sorted(group.folder for group in groups.by_jid.values()))
+            raise ControlError(f"There is no group {folder!r}; there are: {known or 'none'}.")
+        return [one.in_words(groups.zone_of(one.folder), True) for one in await store.tasks.of(folder)]
+    found = await store.tasks.get(request["id"])
+    if found is None:
+        raise ControlError(f"There is no task {request['id']}; `pynchy tasks list` lists those there are.")
+    zone = groups.zone_of(found.folder)
+    if request["action"] == "runs":
+        return [run.in_words(zone) for run in await store.tasks.runs(found.id)]
+    return [(await change_task(store, request["action"], found, zone)).in_words(zone, True)]
