@@ -113,7 +113,7 @@ class World:
             self.woken += 1
 
         async with Store.open(self.path) as store:
-            costs = Costs(self._settings(settings), store, MAIN.jid, wake, now=lambda: self.now)
+            costs = Costs(self._settings(settings), store, lambda: MAIN.jid, wake, now=lambda: self.now)
             await costs.begin()
             try:
                 yield costs
@@ -311,7 +311,7 @@ async def test_a_model_of_anthropics_that_nobody_knows_costs_as_much_as_the_dear
 
 async def test_a_free_model_is_neither_counted_nor_refused(world: World) -> None:
     async with Store.open(world.path) as store:
-        costs = Costs(load_settings().model_copy(update={"usd_a_day": 0.0}), store, MAIN.jid, print, free=True)
+        costs = Costs(load_settings().model_copy(update={"usd_a_day": 0.0}), store, lambda: MAIN.jid, print, free=True)
         await costs.begin()
         meter = costs.meter(replace(FAMILY, usd_a_day=0.0))
         assert meter.refusal() is None

@@ -115,10 +115,10 @@ async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: Scripted
             gateway,
             credential,
             print,
-            PluginReports(store, group.jid, print),
+            PluginReports(store, lambda: group.jid, print),
             egress,
             cast("HostTools", None),
-            Costs(settings, store, group.jid, print),
+            Costs(settings, store, lambda: group.jid, print),
         )
         run = AgentRun(runtime, spec, services, Limits())
         await run.start(ContainerInput(prompt="hello", group_folder="main", chat_jid=group.jid), (1,))

@@ -21,6 +21,7 @@ INSTALLED = frozenset({"hello", "voice"})
 _MEANT: list[tuple[str, str, str, Any]] = [
     ("name", "  The   family ", "name", "The family"),
     ("needs_trigger", "No", "needs_trigger", False),
+    ("main", "yes", "is_main", True),
     ("trigger", "@Bird", "trigger", "@Bird"),
     ("trigger", "default", "trigger", None),
     ("senders", "ada@x, bob@x,ada@x,", "senders", ("ada@x", "bob@x")),
@@ -109,7 +110,7 @@ def test_no_text_makes_anything_but_a_group_that_is_stored_and_carried_as_it_is(
         changed = apply(GROUP, wishes, INSTALLED)
     except ValueError:
         return
-    assert (changed.jid, changed.folder, changed.is_main) == (GROUP.jid, GROUP.folder, False)
+    assert (changed.jid, changed.folder) == (GROUP.jid, GROUP.folder)
     assert all("\n" not in word for word in in_words(changed))
     assert group_from(json.loads(json.dumps(asdict(changed)))) == changed
 

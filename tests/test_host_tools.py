@@ -328,7 +328,7 @@ async def test_main_registers_a_chat_that_was_seen_with_all_that_it_may_set(
         "time_zone": "Europe/Berlin",
         "mounts": "",
     }
-    assert wishes.keys() == GROUP_SETTINGS.keys() - {"usd_a_day"}
+    assert wishes.keys() == GROUP_SETTINGS.keys() - {"usd_a_day", "main"}
     async with world(start_service, tmp_path) as here:
         await here.call(MAIN, "register_group", {"jid": "terminal:new", "folder": "new", **wishes})
         group = here.group("new")
@@ -357,6 +357,7 @@ _NOT_AN_AGENTS: list[tuple[str, dict[str, Any]]] = [
     ("update_group", {"group": FAMILY, "pids": "100000"}),
     ("update_group", {"group": FAMILY, "usd_a_day": "1000"}),
     ("update_group", {"group": FAMILY, "is_main": "yes"}),
+    ("update_group", {"group": FAMILY, "main": "yes"}),
     ("update_group", {"group": FAMILY, "mounts": "/etc"}),
     ("update_group", {"group": FAMILY, "plugins": "nope"}),
     ("update_group", {"group": FAMILY, "time_zone": "../../etc/passwd"}),

@@ -116,7 +116,7 @@ class Post:
     async def running(self, *channels: Channel) -> AsyncIterator[Outbox]:
         """An outbox that sends meanwhile, and that leaves no task behind however the test left it."""
         before = asyncio.all_tasks()
-        sending = Outbox(self.store, lambda jid: owner_among(channels, jid), "Pynchy", MAIN, self.path.parent)
+        sending = Outbox(self.store, lambda jid: owner_among(channels, jid), "Pynchy", lambda: MAIN, self.path.parent)
         task = asyncio.create_task(sending.run())
         try:
             async with asyncio.timeout(30):

@@ -189,6 +189,37 @@ async def test_main_needs_no_word_and_hears_of_everything() -> None:
             assert await heard.get() == "No plugins are installed."
 
 
+async def test_a_chat_of_the_users_own_on_a_channel_administers_and_hears_of_troubles() -> None:
+    async with loft(FAMILY) as channel:
+        service = channel.service
+        assert service
+        assert service.groups.main_jid == "terminal:main"
+        await service.update_group(replace(FAMILY, is_main=True))
+        await channel.arrive("hello")
+        assert seen(await channel.hear()) == [("Ada", "hello", False)]
+        await channel.arrive("/groups")
+        assert "family (main): Family, loft:1, all plugins" in await channel.hear()
+        await service._say_to_main("The roof leaks.")
+        assert await channel.hear() == "The roof leaks."
+        await service.update_group(replace(FAMILY, is_main=True, senders=("ada",), commanders=("ada",)))
+        await channel.arrive("/groups", "mallory")
+        assert await channel.hear() == "You may use no commands in this chat."
+        await channel.arrive("I am Ada", "mallory")
+        await channel.silence()
+
+
+async def test_there_is_one_such_chat_beside_the_terminals() -> None:
+    async with loft(replace(FAMILY, is_main=True)) as channel:
+        service = channel.service
+        assert service
+        await service.register_group(Group("loft:2", "Mine", "mine", is_main=True))
+        assert [group.folder for group in service.groups.by_jid.values() if group.is_main] == ["main", "mine"]
+        assert service.groups.main_jid == "loft:2"
+        main = service.groups.by_jid["terminal:main"]
+        with pytest.raises(ValueError, match="stays a main one"):
+            await service.update_group(replace(main, is_main=False))
+
+
 async def test_chats_of_every_channel_are_listed_by_their_names_and_those_without_one_by_their_address() -> None:
     async with loft(None) as channel:
         await channel.arrive("psst", jid="loft:2")

@@ -29,7 +29,7 @@ def record(name: str, state: State = State.READY, reason: str = "", entry_point:
 async def started(path: Path, *records: PluginRecord) -> AsyncIterator[PluginReports]:
     """The reports of a service that found these."""
     async with Store.open(path) as store:
-        reports = PluginReports(store, "terminal:main", lambda: None)
+        reports = PluginReports(store, lambda: "terminal:main", lambda: None)
         await reports.begin(records)
         yield reports
 

@@ -20,7 +20,7 @@ from pynchy.agent_plugins import skills_folder
 from pynchy.agent_setup import AgentSetup, container_prefix
 from pynchy.attachments import discard, keep_all, not_kept
 from pynchy.channel_host import ChannelHost
-from pynchy.channels.terminal import TerminalChannel, terminal_jid
+from pynchy.channels.terminal import TerminalChannel
 from pynchy.chat_commands import ChatCommands, change_task
 from pynchy.config import Settings
 from pynchy.control import ControlError, ControlServer
@@ -31,7 +31,7 @@ from pynchy.egress import Egress
 from pynchy.fault_points import reached
 from pynchy.group_host import GroupHost
 from pynchy.group_queue import GroupQueue
-from pynchy.groups import Groups
+from pynchy.groups import TERMINAL_MAIN, Groups
 from pynchy.home import control_socket
 from pynchy.host_tools import HostTools
 from pynchy.messages import KeptAttachment
@@ -54,8 +54,6 @@ from pynchy.types import Channel, Group, NewMessage
 
 log = structlog.get_logger(__name__)
 
-MAIN_FOLDER = "main"
-_MAIN_JID = terminal_jid(MAIN_FOLDER)
 _MAX_MESSAGE = 200_000  # characters
 
 
@@ -74,14 +72,14 @@ class Service:
         self.settings = settings
         self.demo = demo
         self.terminal = TerminalChannel()
-        self.reports = PluginReports(store, _MAIN_JID, self.wake_outbox)
-        self.channels = ChannelHost(settings.home, self, self.reports, [self.terminal, *channels])
-        self.outbox = Outbox(store, self.channels.owner_of, settings.assistant_name, _MAIN_JID, settings.home)
-        self._progress = Progress(self.channels.owner_of, self.channels.typing, settings.assistant_name)
         self.groups = Groups(settings, store)
+        self.reports = PluginReports(store, self._main, self.wake_outbox)
+        self.channels = ChannelHost(settings.home, self, self.reports, [self.terminal, *channels])
+        self.outbox = Outbox(store, self.channels.owner_of, settings.assistant_name, self._main, settings.home)
+        self._progress = Progress(self.channels.owner_of, self.channels.typing, settings.assistant_name)
         self._tools = HostTools(settings, store, self)
         self._commands = ChatCommands(store, self)
-        self._costs = Costs(settings, store, _MAIN_JID, self.wake_outbox, free=demo)
+        self._costs = Costs(settings, store, self._main, self.wake_outbox, free=demo)
         self._store = store
         self._registry = registry
         self._runtime = runtime
@@ -121,7 +119,7 @@ class Service:
             await asyncio.to_thread(remove_orphans, runtime, prefix, frozenset())
             await store.release(None, STOPPED, STOPPED_NOTICE)
             await asyncio.to_thread(shutil.rmtree, skills_folder(settings.home), ignore_errors=True)
-            await service.register_group(Group(_MAIN_JID, "main", MAIN_FOLDER, is_main=True, needs_trigger=False))
+            await service.register_group(Group(TERMINAL_MAIN, "main", "main", is_main=True, needs_trigger=False))
             credential = service._credential = Credential(
                 settings,
                 service._gateway,
@@ -189,6 +187,9 @@ class Service:
         removed = await self.groups.remove(folder)
         await self.stop_agents(removed)
         self.wake(removed.jid)
+
+    def _main(self) -> str:
+        return self.groups.main_jid
 
     def registered_groups(self) -> Mapping[str, Group]:
         """Every group by its jid."""
@@ -427,7 +428,7 @@ class Service:
 
     async def _say_to_main(self, text: str) -> None:
         """Tell the user something that concerns all groups."""
-        await self._store.until_stored(lambda: self._store.enqueue(_MAIN_JID, text, "notice"))
+        await self._store.until_stored(lambda: self._store.enqueue(self._main(), text, "notice"))
         self.outbox.wake()
 
     def _held_up(self, why: str) -> None:

@@ -132,22 +132,22 @@ class Costs:
     """Counts the requests of every agent, and holds them to what may be spent in a day.
 
     A request is refused once a ceiling is reached, and what is under way then is finished: a ceiling can be
-    overshot by what one agent asks at once, and that of all groups by what all of them do. `main_jid` is the chat
-    that hears of the ceiling of all. Of a model that is `free` nothing is counted, and everything may be asked.
+    overshot by what one agent asks at once, and that of all groups by what all of them do. `main` says which chat
+    hears of the ceiling of all. Of a model that is `free` nothing is counted, and everything may be asked.
     """
 
     def __init__(
         self,
         settings: Settings,
         store: Store,
-        main_jid: str,
+        main: Callable[[], str],
         wake_outbox: Callable[[], None],
         free: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings = settings
         self._store = store
-        self._main_jid = main_jid
+        self._main = main
         self._wake_outbox = wake_outbox
         self._free = free
         self._now = now
@@ -240,7 +240,7 @@ class Costs:
         if group.usd_a_day is not None:
             yield Ceiling(_as_micro(group.usd_a_day), group.folder, group.jid)
         if self._settings.usd_a_day is not None:
-            yield Ceiling(_as_micro(self._settings.usd_a_day), None, self._main_jid)
+            yield Ceiling(_as_micro(self._settings.usd_a_day), None, self._main())
 
     def _spent(self, folder: str | None) -> int:
         totals = self._today_totals()

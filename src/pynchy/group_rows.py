@@ -11,23 +11,23 @@ from pynchy.types import ExtraMount, Group
 
 #: What of a group can be changed, as its columns.
 GROUP_COLUMNS = (
-    *("name", "needs_trigger", "trigger_word", "senders", "commanders", "plugins", "network", "memory_bytes", "cpus"),
-    *("pids", "mounts", "model", "time_zone", "usd_a_day"),
+    *("is_main", "name", "needs_trigger", "trigger_word", "senders", "commanders", "plugins", "network"),
+    *("memory_bytes", "cpus", "pids", "mounts", "model", "time_zone", "usd_a_day"),
 )
 
 
 def groups_in(db: sqlite3.Connection) -> dict[str, Group]:
     """Every registered group by its jid."""
     rows = db.execute(
-        f"SELECT jid, folder, is_main, {', '.join(GROUP_COLUMNS)} FROM groups"  # noqa: S608 - names of ours
+        f"SELECT jid, folder, {', '.join(GROUP_COLUMNS)} FROM groups"  # noqa: S608 - names of ours
     )
-    return {jid: group_of(jid, folder, is_main, *settings) for jid, folder, is_main, *settings in rows}
+    return {jid: group_of(jid, folder, *settings) for jid, folder, *settings in rows}
 
 
 def group_columns(group: Group) -> tuple[Any, ...]:
     """What a group is set to, in the order of these columns."""
     return (
-        *(as_text(group.name), group.needs_trigger, group.trigger),
+        *(group.is_main, as_text(group.name), group.needs_trigger, group.trigger),
         *(_list(group.senders), _list(group.commanders), _list(group.plugins)),
         *(group.network, group.memory_bytes, group.cpus, group.pids),
         json.dumps([[mount.host_path, mount.readonly] for mount in group.mounts]),

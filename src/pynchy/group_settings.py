@@ -39,6 +39,8 @@ def _read(name: str, text: str, installed: Collection[str]) -> tuple[str, Any]:
     match name:
         case "name":
             return name, check_name(text)
+        case "main":
+            return "is_main", _yes(name, text)
         case "needs_trigger":
             return name, _yes(name, text)
         case "trigger":
@@ -73,7 +75,7 @@ def in_words(group: Group) -> list[str]:
         "all plugins" if group.plugins is None else ", ".join(group.plugins) or "no plugins",
         f"network {group.network}",
     ]
-    if group.needs_trigger:
+    if group.needs_trigger and not group.is_main:
         words.insert(0, f"trigger {group.trigger or DEFAULT}")
     for name, people in (("senders", group.senders), ("commanders", group.commanders)):
         if people is not None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
 from pynchy.agent_setup import agent_owner
+from pynchy.channels.terminal import terminal_jid
 from pynchy.config import Settings
-from pynchy.messages import Wants
+from pynchy.messages import Wants, nothing_asks
 from pynchy.mount_security import extra_mounts
 from pynchy.network_policy import NetworkPolicy
 from pynchy.router import is_for_the_agent
 from pynchy.store import Store
 from pynchy.types import Group, NewMessage, valid_folder
 
+#: The user's own chat from the first day, at the terminal.
+TERMINAL_MAIN = terminal_jid("main")
 #: When a chat becomes a group, what was said before is context, but for the last hour.
 _ANSWERED_FROM = timedelta(hours=1)
 
@@ -37,6 +41,12 @@ class Groups:
     def by_jid(self) -> Mapping[str, Group]:
         """Every group by its chat's address."""
         return MappingProxyType(self._by_jid)
+
+    @property
+    def main_jid(self) -> str:
+        """The chat that hears of what concerns everybody: the user's own on a channel, or else at the terminal."""
+        own = (group.jid for group in self._by_jid.values() if group.is_main and group.jid != TERMINAL_MAIN)
+        return next(own, TERMINAL_MAIN)
 
     def in_folder(self, folder: str) -> Group | None:
         """The group of this folder."""
@@ -72,12 +82,14 @@ class Groups:
                 f"a group's folder cannot be called {group.folder!r}: use lower-case letters, digits, `-` and `_`"
             )
         await self._check(group)
+        await self._one_main(group)
         await self._store.register_group(group, self._wants(group))
         await self.load()
 
     async def update(self, group: Group) -> None:
         """Give a group these settings; ValueError where one is none."""
         await self._check(group)
+        await self._one_main(group)
         await self._store.update_group(group, self._wants(group))
         await self.load()
         await self._store.tasks.reschedule(datetime.now(UTC), self.zone_of, group.folder)
@@ -91,6 +103,14 @@ class Groups:
         await self._store.remove_group(group.jid)
         await self.load()
         return group
+
+    async def _one_main(self, group: Group) -> None:
+        """The user has one chat of his own beside the terminal's: another one takes its place."""
+        if group.jid == TERMINAL_MAIN and not group.is_main:
+            raise ValueError("the terminal's own chat stays a main one")
+        for other in self._by_jid.values():
+            if group.is_main and other.is_main and other.jid not in (group.jid, TERMINAL_MAIN):
+                await self._store.update_group(replace(other, is_main=False), nothing_asks)
 
     async def _check(self, group: Group) -> None:
         NetworkPolicy.parse(group.network)

@@ -363,8 +363,8 @@ class HostTools:
         return changed
 
 
-#: What an agent of main's may set; what a group may spend is the user's alone to say.
-_BY_AGENTS = tuple(name for name in GROUP_SETTINGS if name != "usd_a_day")
+#: What an agent of main's may set; what a group may spend, and whether it is main, is the user's alone to say.
+_BY_AGENTS = tuple(name for name in GROUP_SETTINGS if name not in ("main", "usd_a_day"))
 
 
 def _refusal(caller: Group, name: str, whose: Target) -> str:

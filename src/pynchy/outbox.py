@@ -28,7 +28,7 @@ _AFTER_AN_ERROR = 5.0
 class Outbox:
     """One task a chat for as long as something can be sent to it, so that no chat holds up another.
 
-    `owner_of` names the connected channel of a chat; `main` is the chat that hears of what could not be sent. Files
+    `owner_of` names the connected channel of a chat; `main` says which chat hears of what could not be sent. Files
     are below the home's `sent` folder.
     """
 
@@ -37,7 +37,7 @@ class Outbox:
         store: Store,
         owner_of: Callable[[str], Channel | None],
         assistant_name: str,
-        main: str,
+        main: Callable[[], str],
         home: Path,
     ) -> None:
         self._store = store
@@ -156,9 +156,9 @@ class Outbox:
 
     async def _give_up(self, channel: Channel, outgoing: Outgoing, reason: str) -> None:
         tell = None
-        if outgoing.chat_jid != self._main:
+        if outgoing.chat_jid != (main := self._main()):
             tell = (
-                self._main,
+                main,
                 f"I could not send a text to {outgoing.chat_jid} through {channel.name} ({reason}). "
                 f"It was: {outgoing.text[:500]}",
             )

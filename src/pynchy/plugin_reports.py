@@ -23,9 +23,9 @@ _TELL_AGAIN_AFTER = 6 * 3600.0  # seconds
 
 
 class PluginReports:
-    """The last report of each part of each plugin. `main` is the chat that hears of troubles."""
+    """The last report of each part of each plugin. `main` says which chat hears of troubles."""
 
-    def __init__(self, store: Store, main: str, wake_outbox: Callable[[], None]) -> None:
+    def __init__(self, store: Store, main: Callable[[], str], wake_outbox: Callable[[], None]) -> None:
         self._store = store
         self._main = main
         self._wake_outbox = wake_outbox
@@ -59,7 +59,7 @@ class PluginReports:
         self._told |= dict.fromkeys(new, now)
         lines = [_in_words(plugin, part, changed[plugin, part]) for plugin, part in new]
         self._last |= changed
-        notice = (self._main, "\n".join(["There is trouble with plugins:", *lines])) if lines else None
+        notice = (self._main(), "\n".join(["There is trouble with plugins:", *lines])) if lines else None
         rows = [PluginReport(plugin, part, trouble) for (plugin, part), trouble in changed.items()]
         await self._store.until_stored(lambda: self._store.note_plugin_reports(rows, notice))
         if notice:

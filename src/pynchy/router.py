@@ -47,11 +47,13 @@ def after_trigger(text: str, trigger: str) -> str | None:
 
 def is_for_the_agent(group: Group, default_trigger: str, sender: str, content: str, is_from_me: bool) -> bool:
     """Whether a message asks for an answer; one that does not is context for the next that does."""
-    if group.is_main:
-        return True
     if not is_from_me and group.senders is not None and sender not in group.senders:
         return False
-    return not group.needs_trigger or after_trigger(content, trigger_of(group, default_trigger)) is not None
+    return (
+        group.is_main
+        or not group.needs_trigger
+        or after_trigger(content, trigger_of(group, default_trigger)) is not None
+    )
 
 
 def command_in(text: str, trigger: str) -> Command | None:
@@ -63,7 +65,7 @@ def command_in(text: str, trigger: str) -> Command | None:
 
 def may_command(group: Group, sender: str, is_from_me: bool) -> bool:
     """Whether this person may use commands here."""
-    return group.is_main or is_from_me or group.commanders is None or sender in group.commanders
+    return is_from_me or group.commanders is None or sender in group.commanders
 
 
 def format_prompt(

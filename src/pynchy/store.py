@@ -120,9 +120,9 @@ class Store:
         def register(db: sqlite3.Connection) -> None:
             try:
                 added = db.execute(
-                    f"INSERT INTO groups (jid, folder, is_main, {', '.join(GROUP_COLUMNS)})"  # noqa: S608 - names of ours
-                    f" VALUES (?, ?, ?, {', '.join('?' for _ in GROUP_COLUMNS)}) ON CONFLICT (jid) DO NOTHING",
-                    (group.jid, group.folder, group.is_main, *group_columns(group)),
+                    f"INSERT INTO groups (jid, folder, {', '.join(GROUP_COLUMNS)})"  # noqa: S608 - names of ours
+                    f" VALUES (?, ?, {', '.join('?' for _ in GROUP_COLUMNS)}) ON CONFLICT (jid) DO NOTHING",
+                    (group.jid, group.folder, *group_columns(group)),
                 ).rowcount
             except sqlite3.IntegrityError:
                 raise ValueError(f"the folder {group.folder!r} belongs to another chat; choose another") from None

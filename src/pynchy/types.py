@@ -102,6 +102,8 @@ class Group:
 #: What of a group can be set: the options of the command line, and the arguments of the agent's tools.
 GROUP_SETTINGS: Mapping[str, str] = {
     "name": "what the chat is called",
+    "main": "`yes` for a chat that is your own: it needs no trigger, administers the others, and hears of troubles. "
+    "One chat beside the terminal's can be so",
     "needs_trigger": "`yes` where only messages that begin with the trigger are answered, `no` where all are",
     "trigger": "the word that such a message begins with, as in `@pynchy`, or `default`",
     "senders": "whom it answers beside yourself: ids with commas between them (`pynchy groups people` lists them), "

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pynchy.app import MAIN_FOLDER, Service
+from pynchy.app import Service
 from pynchy.cli.output import complain, complain_of_system, configure_logging, tell, visible
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.costs import in_usd
@@ -158,7 +158,7 @@ async def _exchange(service: Service, real: Settings, demo: bool, table: _Table)
         texts.append(text)
 
     with suppress(_Failed), table.step("message"):
-        jid = await service.group_jid(MAIN_FOLDER)
+        jid = await service.group_jid("main")
         with service.terminal.attached(jid, take):
             async with asyncio.timeout(_ANSWERED_WITHIN):
                 error = await service.settlement(await service.say(jid, said))
