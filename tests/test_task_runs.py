@@ -18,7 +18,7 @@ from support import RogueRuntime
 
 from pynchy.schedule import Schedule
 from pynchy.tasks import Task
-from pynchy.types import Group
+from pynchy.types import Group, VolumeMount
 
 pytestmark = pytest.mark.anyio
 
@@ -234,3 +234,84 @@ async def test_a_group_that_is_removed_has_no_tasks_any_more(tmp_path: Path) -> 
                 await asyncio.sleep(0.01)
         await channel.silence()
     assert json.dumps(rows(database(tmp_path), "SELECT * FROM tasks")) == "[]"
+
+
+class Counting(RogueRuntime):
+    """Knows the containers that were started, and waits for a sign to let them answer."""
+
+    def __init__(self) -> None:
+        super().__init__("answers-when-told")
+        self.started: list[str] = []
+
+    def build_run_args(self, mounts: list[VolumeMount], container_name: str, image: str) -> list[str]:
+        self.started.append(container_name)
+        return super().build_run_args(mounts, container_name, image)
+
+
+async def test_one_task_of_a_group_is_at_work_at_a_time_and_the_next_begins_when_it_ends(tmp_path: Path) -> None:
+    runtime = Counting()
+    async with loft(GROUP, runtime) as channel:
+        for number in range(3):
+            await due(channel, f"task {number}")
+        async with asyncio.timeout(30):
+            while len(runs(tmp_path)) < 3 or not (tmp_path / "family.started").exists():
+                await asyncio.sleep(0.01)
+        assert len(runtime.started) == 1
+        (tmp_path / "family.go").touch()
+        assert [await channel.hear() for _ in range(3)] == ["an answer"] * 3
+        assert [state for state, *_ in await ended(channel, tmp_path, 3)] == ["done"] * 3
+    assert len(runtime.started) == 3
+
+
+async def test_tasks_leave_a_place_to_the_chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_CONCURRENT_CONTAINERS", "2")
+    runtime = Counting()
+    async with loft(GROUP, runtime) as channel:
+        assert channel.service
+        service = channel.service
+        await service.register_group(Group("loft:2", "Work", "work", needs_trigger=False))
+        now = datetime.now(UTC)
+        schedule = Schedule.parse("interval", "1h", UTC_ZONE, now)
+        work = await service._store.tasks.add("work", "later", schedule, "isolated", "once", UTC_ZONE, now)
+        await make_due(channel, work)
+        await due(channel)
+        async with asyncio.timeout(30):
+            while len(runs(tmp_path)) < 2 or not runtime.started:
+                await asyncio.sleep(0.01)
+        await channel.arrive("and me?")
+        async with asyncio.timeout(30):
+            while len(runtime.started) < 2:
+                await asyncio.sleep(0.01)
+        assert service.groups_running == [JID]
+        for folder in ("family", "work"):
+            (tmp_path / f"{folder}.go").touch()
+        heard = [await channel.hear() for _ in range(3)]
+        assert sorted(heard) == ["an answer", "an answer", "to loft:2: an answer"]
+
+
+async def test_runs_that_wait_for_a_credential_wait_in_silence_and_then_go_on(tmp_path: Path) -> None:
+    async with family("answers") as channel:
+        assert channel.service
+        service = channel.service
+        service._credential.refused()
+        await due(channel, "one")
+        await due(channel, "two")
+        for run in await service._store.tasks.claim_due(datetime.now(UTC), service.zone_of):
+            service._task_runs.start(run)
+        begun = service._queue
+        assert begun
+        wakes = 0
+        wake = begun.wake
+
+        def counted(key: str) -> None:
+            nonlocal wakes
+            wakes += 1
+            wake(key)
+
+        begun.wake = counted  # type: ignore[method-assign]
+        for _ in range(200):
+            await asyncio.sleep(0.001)
+        assert wakes < 10
+        service._credential.accepted()
+        await service._wake_pending()
+        assert [await channel.hear(), await channel.hear()] == ["an answer"] * 2

@@ -98,7 +98,10 @@ class TaskHost(GroupHost):
 
 
 class TaskRuns:
-    """The runs that have been claimed and have not ended. `work` is what the queue runs for them."""
+    """The runs that have been claimed and have not ended. `work` is what the queue runs for them.
+
+    Of one group's tasks one is at work at a time, and tasks leave one place of the queue to the chats.
+    """
 
     def __init__(self, setup: AgentSetup, store: Store, credential: Credential, behind: Behind) -> None:
         self._setup = setup
@@ -106,6 +109,9 @@ class TaskRuns:
         self._credential = credential
         self._behind = behind
         self._open: dict[str, TaskWork] = {}
+        self._most = max(1, setup.settings.max_concurrent_containers - 1)
+        #: The folders of those at work, by their keys.
+        self._at_work: dict[str, str] = {}
 
     @staticmethod
     def owns(key: str) -> bool:
@@ -125,7 +131,10 @@ class TaskRuns:
 
     def wake_all(self) -> None:
         """The runs that wait for a credential may go on."""
-        for key in self._open:
+        self._wake_others("")
+
+    def _wake_others(self, than: str) -> None:
+        for key in [key for key in self._open if key != than and key not in self._at_work]:
             self._behind.wake(key)
 
     async def stop(self, folder: str) -> int:
@@ -148,6 +157,19 @@ class TaskRuns:
         work = self._open.get(place.jid)
         if work is None:
             return
+        task = await self._store.tasks.get(work.run.task_id)
+        folder = task.folder if task else ""
+        if folder in self._at_work.values() or len(self._at_work) >= self._most:
+            return  # the next that ends wakes it
+        self._at_work[place.jid] = folder
+        try:
+            await self._work(work, place)
+        finally:
+            del self._at_work[place.jid]
+            if self._credential.usable:  # else all are woken once it is
+                self._wake_others(place.jid)
+
+    async def _work(self, work: TaskWork, place: Place) -> None:
         try:
             ended = await self._attempt(work, place)
         except sqlite3.OperationalError as error:
