@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,10 @@ from pynchy.model_gateway import Upstream
 from pynchy.plugin import ContainerRuntime, PluginRegistry
 from pynchy.runtime import reset_runtime
 from pynchy.testing import ScriptedModel
+
+# Where the tests run in the background, Ctrl-C is ignored, and would be by everything that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Looked up before any test changes HOME: filling one takes half a minute and 400 MB.
 _AGENT_ENVIRONMENT = AgentEnvironment().path
