@@ -289,7 +289,7 @@ class Shift:
         said = await self._store.unheard(self._group.jid)
         self._heard = said[-1].id if said else self._heard
         file = await asyncio.to_thread(self._attach_earlier, earlier, zone) if earlier else ""
-        short = [await asyncio.to_thread(self._short, message) for message in shown]
+        short = [await self._short(message) for message in shown]
         prompt = format_prompt(short, zone, said, self._host.settings.assistant_name, file)
         return prompt, images(one for message in shown for one in message.attachments)
 
@@ -297,11 +297,11 @@ class Shift:
         name = f"earlier-{earlier[-1].id}.txt"
         return attach_text(self._host.settings.home, self._group, name, format_prompt(earlier, zone))
 
-    def _short(self, message: StoredMessage) -> StoredMessage:
+    async def _short(self, message: StoredMessage) -> StoredMessage:
         if len(message.content.encode()) <= _LONGEST_TEXT:
             return message
-        name = f"message-{message.id}.txt"
-        path = attach_text(self._host.settings.home, self._group, name, message.content)
+        name, home = f"message-{message.id}.txt", self._host.settings.home
+        path = await asyncio.to_thread(attach_text, home, self._group, name, message.content)
         return replace(message, content=excerpt_of(message.content, path))
 
     # --- out ------------------------------------------------------------------------------------------------
