@@ -205,6 +205,11 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_readme_names_every_room() -> None:
+    rooms = {path.name for path in (REPOSITORY / "src/pynchy").glob("*.py") if not path.name.startswith("__")}
+    assert not [name for name in sorted(rooms) if f"`{name}`" not in README and f" {name} " not in README]
+
+
 def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
     fields = {str(field.validation_alias or f"PYNCHY_{name.upper()}") for name, field in Settings.model_fields.items()}
     read_elsewhere = {

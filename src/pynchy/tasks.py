@@ -65,7 +65,7 @@ class Task:
         if self.missed == "skip":
             words.append("skipped where missed")
         if self.failures:
-            words.append(f"failed {self.failures} times in a row")
+            words.append("failed last time" if self.failures == 1 else f"failed {self.failures} times in a row")
         of = f" of {self.folder}" if with_folder else ""
         return f"Task {self.id}{of}: {self.title} ({', '.join(words)})"
 
