@@ -14,7 +14,8 @@ from loft import JID, database, loft, seen
 from stored import rows
 from support import RogueRuntime
 
-from pynchy.types import Group, VolumeMount
+from pynchy.plugin import PluginRecord, PluginRegistry, State
+from pynchy.types import Group, PluginReport, VolumeMount
 
 pytestmark = pytest.mark.anyio
 
@@ -186,7 +187,7 @@ async def test_main_needs_no_word_and_hears_of_everything() -> None:
                 "family: Family, loft:1, trigger default, all plugins, network public"
             )
             await service.say("terminal:main", "/plugins")
-            assert await heard.get() == "No plugins are installed."
+            assert "hello: installed; restart to activate it" in (await heard.get()).splitlines()
 
 
 async def test_a_chat_of_the_users_own_on_a_channel_administers_and_hears_of_troubles() -> None:
@@ -328,3 +329,20 @@ async def test_no_text_ends_in_anything_but_an_answer_and_reaches_another_chat(t
     failed = rows(database(tmp_path), "SELECT DISTINCT error FROM messages WHERE state = 'failed'")
     assert failed <= [("I was stopped before I had answered",)], "nothing fails but what somebody stops"
     assert rows(database(tmp_path), "SELECT count(*) FROM groups") == [(3,)]
+
+
+async def test_plugins_are_listed_with_what_is_wrong_and_what_comes_and_goes_at_the_next_start() -> None:
+    async with loft(FAMILY) as channel:
+        service = channel.service
+        assert service
+        service._registry = PluginRegistry(
+            records=[
+                PluginRecord("hello", "pynchy_plugin_hello:HelloPlugin", State.READY, name="hello"),
+                PluginRecord("gone", "pynchy_plugin_gone:Gone", State.FAILED, reason="ImportError: no"),
+            ]
+        )
+        await service.reports.note([PluginReport("hello", "mcp", "Connection closed")])
+        lines = await service.plugin_lines()
+    assert lines[:2] == ["hello: mcp: Connection closed", "gone: failed, ImportError: no"]
+    assert "gone: uninstalled; gone at the next start" in lines
+    assert not [line for line in lines if line.startswith("hello: installed")]

@@ -74,7 +74,7 @@ class AgentSetup:
 
     async def new_run(self, group: Group, plugins: AgentPlugins, services: HostServices) -> AgentRun:
         """An agent that can be started; OSError where its folders cannot be made, Hopeless where it never can be."""
-        if unmet := _cannot(self._runtime, group):
+        if unmet := await asyncio.to_thread(_cannot, self._runtime, group):  # a runtime may have to ask the system
             raise Hopeless(f"the runtime {self._runtime.name} {unmet}")
         settings = self.settings
         spec = RunSpec(

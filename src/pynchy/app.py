@@ -39,7 +39,7 @@ from pynchy.model_gateway import ModelGateway, Upstream
 from pynchy.orphans import reap_orphans, remove_orphans
 from pynchy.outbox import Outbox
 from pynchy.plugin import ContainerRuntime, PluginRegistry, State
-from pynchy.plugin_inventory import plugin_line, records_with_reports
+from pynchy.plugin_inventory import changed_since, plugin_line, records_with_reports
 from pynchy.plugin_reports import PluginReports
 from pynchy.progress import Progress
 from pynchy.retention import Retention
@@ -275,10 +275,11 @@ class Service:
             self._task_runs.running,
         ).lines()
 
-    def plugin_lines(self) -> list[str]:
-        """Every installed plugin, and what is wrong with it."""
-        reports = self.reports.by_plugin()
-        return [plugin_line(record, reports.get(record.name, {})) for record in self._registry.records]
+    async def plugin_lines(self) -> list[str]:
+        """Every installed plugin, what is wrong with it, and what has changed since the start."""
+        reports, records = self.reports.by_plugin(), self._registry.records
+        lines = [plugin_line(record, reports.get(record.name, {})) for record in records]
+        return lines + await asyncio.to_thread(changed_since, records)
 
     async def stop_agents(self, group: Group) -> str | None:
         """End what a group's agents do; what to say of it, None where nothing was to be ended."""

@@ -34,8 +34,8 @@ class Behind(Protocol):
         """How the service is, in lines of text; of one group or of all."""
         ...
 
-    def plugin_lines(self) -> list[str]:
-        """Every installed plugin, and what is wrong with it."""
+    async def plugin_lines(self) -> list[str]:
+        """Every installed plugin, what is wrong with it, and what has changed since the start."""
         ...
 
     async def stop_agents(self, group: Group) -> str | None:
@@ -135,7 +135,7 @@ class ChatCommands:
         return "\n".join(lines)
 
     async def _plugins(self, command: Command, group: Group) -> str:
-        return "\n".join(self._behind.plugin_lines()) or "No plugins are installed."
+        return "\n".join(await self._behind.plugin_lines()) or "No plugins are installed."
 
 
 COMMANDS: Mapping[str, ChatCommand] = {

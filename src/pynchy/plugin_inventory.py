@@ -9,7 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pynchy.plugin import PluginRecord, State
+from pynchy.plugin import GROUP, PluginRecord, State
+from pynchy.plugin._discovery import readable_entry_points
 
 
 def records_with_reports(
@@ -26,6 +27,13 @@ def plugin_line(record: PluginRecord, reports: Mapping[str, str]) -> str:
         return f"{name}: {record.state}, {record.reason}"
     troubles = [f"{part}: {trouble}" for part, trouble in reports.items() if trouble]
     return f"{name}: {'; '.join(troubles) or 'works'}"
+
+
+def changed_since(records: Iterable[PluginRecord]) -> list[str]:
+    """What has been installed or uninstalled since these were found, a line each; nothing is loaded."""
+    known, found = {record.entry_point for record in records}, {one.name for one in readable_entry_points(GROUP)[0]}
+    new = [f"{name}: installed; restart to activate it" for name in sorted(found - known)]
+    return new + [f"{name}: uninstalled; gone at the next start" for name in sorted(known - found)]
 
 
 def stored_reports(database: Path) -> dict[str, dict[str, str]]:
