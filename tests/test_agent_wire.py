@@ -13,7 +13,7 @@ from wall import Listener, wall
 
 from agent_runner.host_link import HostRefused
 from pynchy import wire
-from pynchy.agent_wire import printable_line
+from pynchy.untrusted import printable_line
 from pynchy.wire import MAX_FILE, Frame
 
 pytestmark = pytest.mark.anyio

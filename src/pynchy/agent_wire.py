@@ -17,6 +17,7 @@ import structlog
 from pynchy.fault_points import reached
 from pynchy.tunnel import MAX_TUNNELS, Tunnel
 from pynchy.types import ContainerOutput
+from pynchy.untrusted import printable_line
 from pynchy.wire import (
     MAX_CONCURRENT_CALLS,
     MAX_FILE,
@@ -356,12 +357,6 @@ async def _run(action: Callable[[], Awaitable[None]], container: str) -> None:
         pass  # the agent is gone; its end is reported by the reader
     except Exception:
         log.exception("a call from an agent failed", container=container)
-
-
-def printable_line(text: str, most: int) -> str:
-    """An untrusted text as one line of at most so many printable characters."""
-    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * most])
-    return " ".join(printable.split())[:most]
 
 
 def _text(value: Any) -> str:

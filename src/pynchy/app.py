@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import structlog
@@ -21,7 +21,7 @@ from pynchy.agent_setup import AgentSetup, container_prefix
 from pynchy.attachments import discard, keep_all, not_kept
 from pynchy.channel_host import ChannelHost
 from pynchy.channels.terminal import TerminalChannel
-from pynchy.chat_commands import ChatCommands, change_task
+from pynchy.chat_commands import ChatCommands
 from pynchy.config import Settings
 from pynchy.control import ControlError, ControlServer
 from pynchy.conversations import STOPPED, STOPPED_NOTICE, Conversations
@@ -32,7 +32,7 @@ from pynchy.fault_points import reached
 from pynchy.group_host import GroupHost
 from pynchy.group_queue import GroupQueue
 from pynchy.groups import TERMINAL_MAIN, Groups
-from pynchy.home import control_socket
+from pynchy.home import control_socket, database
 from pynchy.host_tools import HostTools
 from pynchy.messages import KeptAttachment
 from pynchy.model_gateway import ModelGateway, Upstream
@@ -55,6 +55,8 @@ from pynchy.types import Channel, Group, NewMessage
 log = structlog.get_logger(__name__)
 
 _MAX_MESSAGE = 200_000  # characters
+
+_Host = TypeVar("_Host", bound=GroupHost)
 
 
 class Service:
@@ -106,7 +108,7 @@ class Service:
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(home_lock(settings.home))
-            store = await stack.enter_async_context(Store.open(settings.home / "pynchy.db"))
+            store = await stack.enter_async_context(Store.open(database(settings.home)))
             service = cls(settings, store, registry, runtime, demo, channels)
             service._gateway = await stack.enter_async_context(ModelGateway.open(upstream))
             egress = service._egress = Egress(store.destinations, settings.network_bytes_a_day)
@@ -198,6 +200,10 @@ class Service:
     def group(self, jid: str) -> Group | None:
         """The group of a chat as it is now."""
         return self.groups.by_jid.get(jid)
+
+    def group_in(self, folder: str) -> Group | None:
+        """The group of a folder."""
+        return self.groups.in_folder(folder)
 
     def zone_of(self, folder: str) -> ZoneInfo:
         """Where the people of a group are."""
@@ -298,7 +304,7 @@ class Service:
 
     async def change_task(self, action: str, task: Task) -> Task:
         """Pause, resume or cancel a task; ValueError where that cannot be."""
-        changed = await change_task(self._store, action, task, self.zone_of(task.folder))
+        changed = await self._store.tasks.act(action, task.id, self.zone_of(task.folder), datetime.now(UTC))
         self.wake_scheduler()
         return changed
 
@@ -340,9 +346,8 @@ class Service:
 
     async def group_jid(self, folder: str) -> str:
         """The chat of the group in this folder."""
-        for jid, group in self.groups.by_jid.items():
-            if group.folder == folder:
-                return jid
+        if group := self.groups.in_folder(folder):
+            return group.jid
         known = ", ".join(sorted(group.folder for group in self.groups.by_jid.values()))
         raise ControlError(f"There is no group {folder!r}; there are: {known}.")
 
@@ -402,16 +407,16 @@ class Service:
 
     def host_of(self, group: Group) -> GroupHost:
         """A new end of the wire for an agent of this group."""
-        return GroupHost(*self._end_of_wire(group))
+        return self._end_of_wire(GroupHost, group)
 
     def task_host_of(self, group: Group, work: TaskWork) -> TaskHost:
         """A new end of the wire for an agent that works for a task."""
-        host = TaskHost(*self._end_of_wire(group))
-        host.work, host.task_id = work, work.run.task_id
+        host = self._end_of_wire(TaskHost, group)
+        host.work = work
         return host
 
-    def _end_of_wire(self, group: Group) -> tuple[Any, ...]:
-        return (
+    def _end_of_wire(self, kind: type[_Host], group: Group) -> _Host:
+        return kind(
             lambda: self.groups.by_jid.get(group.jid, group),
             self._store,
             self._gateway,

@@ -14,6 +14,7 @@ import structlog
 
 from pynchy.messages import KeptAttachment
 from pynchy.types import Attachment, Group
+from pynchy.untrusted import printable
 from pynchy.workspace import ATTACHMENTS_PATH, attachments_folder
 
 log = structlog.get_logger(__name__)
@@ -51,7 +52,9 @@ def discard(home: Path, group: Group, kept: Iterable[KeptAttachment]) -> None:
 
 def not_kept(attachments: Sequence[Attachment]) -> tuple[KeptAttachment, ...]:
     """What came with a message of a chat that nobody answers, by its names."""
-    return tuple(KeptAttachment(_label(one), _media_type(one), len(one.data or b"")) for one in attachments)
+    return tuple(
+        KeptAttachment(printable(one.name[:200]), _media_type(one), len(one.data or b"")) for one in attachments
+    )
 
 
 def images(kept: Iterable[KeptAttachment]) -> list[str]:
@@ -83,7 +86,7 @@ def safe_name(name: str) -> str:
 
 
 def _keep(folder: Path, one: Attachment, limit: int) -> KeptAttachment:
-    name, media_type = _label(one), _media_type(one)
+    name, media_type = printable(one.name[:200]), _media_type(one)
     file = f"{uuid.uuid4().hex[:12]}-{safe_name(one.name)}"
     path = folder / file
     if one.data is not None:
@@ -117,11 +120,6 @@ def _keep(folder: Path, one: Attachment, limit: int) -> KeptAttachment:
 def _finish(descriptor: int) -> None:
     os.fchmod(descriptor, 0o644)
     os.fsync(descriptor)  # the message that names it is durable, and so is this
-
-
-def _label(one: Attachment) -> str:
-    """What its sender calls it, as one line."""
-    return "".join(character if character.isprintable() else " " for character in one.name[:200])
 
 
 def _media_type(one: Attachment) -> str:

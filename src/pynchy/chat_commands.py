@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
-from pynchy.group_settings import in_words
+from pynchy.group_settings import group_lines
 from pynchy.router import Command, may_command
 from pynchy.store import Store
 from pynchy.tasks import Task
@@ -96,7 +95,7 @@ class ChatCommands:
         return "The next message begins a new conversation. What was said before stays in the history."
 
     async def _compact(self, command: Command, group: Group) -> str | None:
-        if not await self._store.has_session(group.jid):
+        if await self._store.session(group.jid) is None:
             return "There is no conversation to be compacted yet."
         return None
 
@@ -121,18 +120,8 @@ class ChatCommands:
         return changed.in_words(self._behind.zone_of(task.folder), group.is_main)
 
     async def _groups(self, command: Command, group: Group) -> str:
-        groups = self._behind.registered_groups()
-        lines = [
-            f"{one.folder}{' (main)' if one.is_main else ''}: {', '.join([one.name, one.jid, *in_words(one)])}"
-            for one in groups.values()
-        ]
         chats = await self._behind.known_chats()
-        lines += [
-            f"not registered: {', '.join([name, jid] if name else [jid])}"
-            for jid, name in sorted(chats.items())
-            if jid not in groups
-        ]
-        return "\n".join(lines)
+        return "\n".join(group_lines(self._behind.registered_groups().values(), chats))
 
     async def _plugins(self, command: Command, group: Group) -> str:
         return "\n".join(await self._behind.plugin_lines()) or "No plugins are installed."
@@ -150,16 +139,3 @@ COMMANDS: Mapping[str, ChatCommand] = {
     "groups": ChatCommand("list the groups, and the chats that could become one", ChatCommands._groups, main_only=True),
     "plugins": ChatCommand("list the plugins", ChatCommands._plugins, main_only=True),
 }
-
-
-async def change_task(store: Store, action: str, task: Task, zone: ZoneInfo) -> Task:
-    """Pause, resume or cancel a task; ValueError where that cannot be."""
-    match action:
-        case "pause":
-            return await store.tasks.pause(task.id)
-        case "resume":
-            return await store.tasks.resume(task.id, zone, datetime.now(UTC))
-        case "cancel":
-            return await store.tasks.end(task.id)
-        case _:
-            raise ValueError(f"a task cannot be {action[:40]!r}: pause, resume or cancel it")

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from pynchy.agent_wire import AgentWire, HostServices, printable_line
+from pynchy.agent_wire import AgentWire, HostServices
 from pynchy.fault_points import reached
 from pynchy.home import pynchy_home
 from pynchy.plugin import ContainerRuntime, RuntimeUnavailable
 from pynchy.types import ContainerInput, ContainerOutput, RunSpec
+from pynchy.untrusted import printable_line
 from pynchy.wire import MAX_LINE, PROTOCOL_VERSION, Frame, StreamEnded, WireError, json_frame
 
 log = structlog.get_logger(__name__)

@@ -36,9 +36,6 @@ _MAX_ANSWER = 1_000_000  # characters, of a plugin's tool
 class GroupHost:
     """Everything that one group's agent can reach of the host. `group` is as it is now, whenever it is asked."""
 
-    #: The scheduled task that it works for, 0 for the chat itself.
-    task_id = 0
-
     def __init__(
         self,
         group: Callable[[], Group],
@@ -68,6 +65,11 @@ class GroupHost:
     @property
     def _group(self) -> Group:
         return self._ask_group()
+
+    @property
+    def task_id(self) -> int:
+        """The scheduled task that the agent works for, 0 for the chat itself."""
+        return 0
 
     @property
     def tools(self) -> list[dict[str, Any]]:

@@ -24,6 +24,15 @@ def groups_in(db: sqlite3.Connection) -> dict[str, Group]:
     return {jid: group_of(jid, folder, *settings) for jid, folder, *settings in rows}
 
 
+def end_session(db: sqlite3.Connection, jid: str) -> None:
+    """Let a chat's next message begin a new conversation."""
+    db.execute(
+        "UPDATE groups SET session_id = NULL, session_end = 0, aside_id = NULL, aside_end = NULL,"
+        " aside_notice = NULL WHERE jid = ?",
+        (jid,),
+    )
+
+
 def group_columns(group: Group) -> tuple[Any, ...]:
     """What a group is set to, in the order of these columns."""
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
@@ -90,6 +90,17 @@ def in_words(group: Group) -> list[str]:
         if text:
             words.append(f"{name} {text}")
     return words
+
+
+def group_lines(groups: Iterable[Group], chats: Mapping[str, str]) -> list[str]:
+    """A line for each group, and for each chat that could become one; `chats` are the names of all by their jids."""
+    groups = list(groups)
+    lines = [
+        f"{one.folder}{' (main)' if one.is_main else ''}: {', '.join([one.name, one.jid, *in_words(one)])}"
+        for one in groups
+    ]
+    others = chats.keys() - {one.jid for one in groups}
+    return lines + [f"not registered: {', '.join(filter(None, [chats[jid], jid]))}" for jid in sorted(others)]
 
 
 def as_bytes(value: Any) -> int:

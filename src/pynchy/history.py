@@ -6,7 +6,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from pynchy.database import as_text
+from pynchy.reading import reading
 
 _MAX_RESULT = 2000  # characters of a tool's result
 #: What a scheduled task's run has said is kept under such a session: the one it began in, and the run.
@@ -179,7 +180,7 @@ def _reading(database: Path) -> Iterator[sqlite3.Connection]:
     if not database.is_file():
         raise NoHistory(f"there is no database {database}: nothing has been said yet")
     try:
-        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+        with reading(database) as db:
             yield db
     except sqlite3.Error as error:
         raise NoHistory(f"the database {database} cannot be read: {error}") from None

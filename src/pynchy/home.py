@@ -48,6 +48,11 @@ def container_dir() -> Path:
     return carried if carried.is_dir() else package.parents[1] / "container"
 
 
+def database(home: Path) -> Path:
+    """Where a home's durable facts are."""
+    return home / "pynchy.db"
+
+
 def control_socket(home: Path) -> Path:
     """Where a home's service listens."""
     return home / "control.sock"

@@ -21,6 +21,7 @@ import structlog
 from pynchy.attachments import safe_name
 from pynchy.config import Settings
 from pynchy.group_settings import apply, in_words
+from pynchy.history import search_text
 from pynchy.home import make_private
 from pynchy.plugin._validation import compile_schema
 from pynchy.router import visible_text
@@ -73,6 +74,10 @@ class Administration(Protocol):
         """Every group by its jid."""
         ...
 
+    def group_in(self, folder: str) -> Group | None:
+        """The group of a folder."""
+        ...
+
     def installed_plugins(self) -> frozenset[str]:
         """The plugins that a group can have."""
         ...
@@ -114,13 +119,15 @@ class Administration(Protocol):
 class Call:
     """One call of a tool: whose agent makes it, whose group it is about, with what; `data` is a file's bytes.
 
-    `by_task`: a scheduled task makes it, of which the chat's conversation does not know.
+    `task` is the one that it names. `by_task`: a scheduled task makes the call, of which the chat's conversation does
+    not know.
     """
 
     caller: Group
     target: Group
     arguments: dict[str, Any]
     data: bytes = b""
+    task: Task | None = None
     by_task: bool = False
 
     @property
@@ -177,29 +184,30 @@ class HostTools:
             raise ValueError(f"there is no tool {name[:80]!r}")
         await self._turns.wait(caller.folder)
         arguments = compile_schema(tool.schema)(arguments)
-        target = await self._target(caller, name, arguments)
+        task = await self._task(caller, arguments["task"]) if "task" in arguments else None
+        target = self._target(caller, name, arguments, task)
         whose: Target = "own" if target.jid == caller.jid else "foreign"
         if ("main" if caller.is_main else "other", whose) not in RIGHTS[name]:
             raise PermissionError(_refusal(caller, name, whose))
         log.info("a host tool is called", group=caller.folder, tool=name, target=target.folder)
-        return await tool.handler(self, Call(caller, target, arguments, data, by_task))
+        return await tool.handler(self, Call(caller, target, arguments, data, task, by_task))
 
-    async def _target(self, caller: Group, name: str, arguments: dict[str, Any]) -> Group:
+    async def _task(self, caller: Group, number: int) -> Task:
+        task = await self._store.tasks.get(number)
+        if task is None or (task.folder != caller.folder and not caller.is_main):
+            raise ValueError(f"there is no task {number} in this chat; list_tasks lists those there are")
+        return task
+
+    def _target(self, caller: Group, name: str, arguments: dict[str, Any], task: Task | None) -> Group:
         if name == "register_group":
             return Group(arguments["jid"], arguments["folder"], arguments["folder"])
         if name == "list_groups":
             return caller
-        folder = arguments.get("group")
-        if "task" in arguments:
-            task = await self._store.tasks.get(arguments["task"])
-            if task is None or (task.folder != caller.folder and not caller.is_main):
-                raise ValueError(f"there is no task {arguments['task']} in this chat; list_tasks lists those there are")
-            folder = task.folder
+        folder = task.folder if task else arguments.get("group")
         if folder is None or folder == caller.folder:
             return caller
-        for group in self._groups.registered_groups().values():
-            if group.folder == folder:
-                return group
+        if group := self._groups.group_in(folder):
+            return group
         if not caller.is_main:  # which does not learn what groups there are
             raise PermissionError(_refusal(caller, name, "foreign"))
         known = ", ".join(sorted(group.folder for group in self._groups.registered_groups().values()))
@@ -226,8 +234,6 @@ class HostTools:
         return f"File {name} sent, {len(call.data)} bytes."
 
     async def _search_history(self, call: Call) -> str:
-        from pynchy.history import search_text
-
         return await self._store.look(
             lambda db: search_text(
                 db, call.arguments["words"], call.target.jid, self._groups.zone_of(call.target.folder)
@@ -259,8 +265,8 @@ class HostTools:
 
     async def _update_task(self, call: Call) -> str:
         given, now = call.arguments, datetime.now(UTC)
-        task = await self._task(call)
-        zone = self._groups.zone_of(task.folder)
+        task, zone = call.task, self._groups.zone_of(call.target.folder)
+        assert task
         schedule = None
         if "schedule" in given:
             schedule = Schedule.parse(given.get("kind", task.schedule.kind), given["schedule"], zone, now)
@@ -290,12 +296,6 @@ class HostTools:
     async def _cancel_task(self, call: Call) -> str:
         task = await self._store.tasks.end(call.arguments["task"])
         return f"Cancelled: task {task.id}."
-
-    async def _task(self, call: Call) -> Task:
-        task = await self._store.tasks.get(call.arguments["task"])
-        if task is None:
-            raise ValueError(f"there is no task {call.arguments['task']} any more")
-        return task
 
     def _in_words(self, task: Task, with_group: bool = False) -> str:
         return task.in_words(self._groups.zone_of(task.folder), with_group)

@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pynchy.untrusted import printable
+
 #: A line, or a body that is no stream, is read up to so many bytes; of what is longer only the length is known.
 _LONGEST_LINE = 1024**2
 _LONGEST_BODY = 8 * 1024**2
@@ -128,7 +130,7 @@ class UsageReader:
         if not isinstance(message, dict):
             return
         if isinstance(model := message.get("model"), str):
-            self._model = "".join(one if one.isprintable() else "?" for one in model[:_LONGEST_MODEL])
+            self._model = printable(model[:_LONGEST_MODEL], "?")
         self._read_usage(message.get("usage"))
 
     def _read_usage(self, usage: Any) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from pynchy.plugin import GROUP, PluginRecord, State
 from pynchy.plugin._discovery import readable_entry_points
+from pynchy.reading import reading
 
 
 def records_with_reports(
@@ -41,7 +41,7 @@ def stored_reports(database: Path) -> dict[str, dict[str, str]]:
     if not database.is_file():
         return {}
     try:
-        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+        with reading(database) as db:
             return by_plugin(db.execute("SELECT plugin, part, trouble FROM plugin_reports"))
     except sqlite3.Error:  # it is of another version, or no database
         return {}

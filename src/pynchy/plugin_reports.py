@@ -9,6 +9,7 @@ from pynchy.plugin import PluginRecord, State
 from pynchy.plugin_inventory import by_plugin
 from pynchy.store import Store
 from pynchy.types import PluginReport
+from pynchy.untrusted import printable
 
 #: How a notice names a part, as in "voice: its MCP server does not work (...)".
 _PARTS = {
@@ -43,7 +44,7 @@ class PluginReports:
         """Keep what has changed. A trouble is told once while it lasts, and of each part once in six hours."""
         changed = {}
         for report in reports:
-            trouble = "".join(char if char.isprintable() else " " for char in report.trouble)[:_MAX_TROUBLE]
+            trouble = printable(report.trouble)[:_MAX_TROUBLE]
             if self._last.get((report.plugin, report.part)) != trouble:
                 changed[report.plugin, report.part] = trouble
         if not changed:

@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 
 from pynchy.database import Database
+from pynchy.group_rows import end_session
 from pynchy.outgoing import enqueue
 
 #: What one transaction removes, at most, so that nobody waits long for the next; a single row may be longer.
@@ -91,11 +92,7 @@ class Removals:
             found = db.execute(_LONG_CONVERSATIONS, (before.isoformat(),)).fetchall()
             ended = [jid for jid, busy in found if not busy]
             for jid in ended:
-                db.execute(
-                    "UPDATE groups SET session_id = NULL, session_end = 0, aside_id = NULL, aside_end = NULL,"
-                    " aside_notice = NULL WHERE jid = ?",
-                    (jid,),
-                )
+                end_session(db, jid)
                 enqueue(db, jid, notice, "notice")
             return ended, len(ended) == len(found)
 

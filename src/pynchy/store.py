@@ -20,7 +20,7 @@ import structlog
 
 from pynchy.database import Database, as_key, as_text
 from pynchy.destinations import Destinations
-from pynchy.group_rows import GROUP_COLUMNS, group_columns, groups_in
+from pynchy.group_rows import GROUP_COLUMNS, end_session, group_columns, groups_in
 from pynchy.messages import (
     MOST_CONTEXT,
     KeptAttachment,
@@ -200,13 +200,6 @@ class Store:
 
         return await self._db.write(end_at_the_last_answer)
 
-    async def has_session(self, jid: str) -> bool:
-        """Whether a chat has a conversation to go on with."""
-        row = await self._db.read(
-            lambda db: db.execute("SELECT session_id FROM groups WHERE jid = ?", (jid,)).fetchone()
-        )
-        return row is not None and row[0] is not None
-
     async def session(self, jid: str) -> tuple[str, int] | None:
         """A chat's conversation as it is now: its id, and the row id where its last answer ends."""
         row = await self._db.read(
@@ -216,13 +209,7 @@ class Store:
 
     async def end_session(self, jid: str) -> None:
         """Let a chat's next message begin a new conversation; this one stays in the history."""
-        await self._db.write(
-            lambda db: db.execute(
-                "UPDATE groups SET session_id = NULL, session_end = 0, aside_id = NULL, aside_end = NULL,"
-                " aside_notice = NULL WHERE jid = ?",
-                (jid,),
-            )
-        )
+        await self._db.write(lambda db: end_session(db, jid))
 
     async def set_session_aside(self, jid: str, notice: str) -> None:
         """Let the group's next run begin a new conversation, to see whether that is answered.

@@ -7,7 +7,6 @@ as it was when the run began; what it adds is a conversation of its own, and wha
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
@@ -36,8 +35,8 @@ _STOPPED = "it was stopped in the chat"
 class Behind(Protocol):
     """What a task's run reaches of the service."""
 
-    def registered_groups(self) -> Mapping[str, Group]:
-        """Every group by its jid."""
+    def group_in(self, folder: str) -> Group | None:
+        """The group of a folder."""
         ...
 
     def zone_of(self, folder: str) -> ZoneInfo:
@@ -77,6 +76,11 @@ class TaskHost(GroupHost):
     """The end of the wire of an agent that works for a task."""
 
     work: TaskWork
+
+    @property
+    def task_id(self) -> int:
+        """The scheduled task that the agent works for."""
+        return self.work.run.task_id
 
     async def note_acting(self, ids: tuple[int, ...]) -> None:
         """From now on, repeating the run could act twice."""
@@ -186,9 +190,7 @@ class TaskRuns:
     async def _attempt(self, work: TaskWork, place: Place) -> bool:
         """Whether the run has ended with it."""
         task = await self._store.tasks.get(work.run.task_id)
-        group = next(
-            (one for one in self._behind.registered_groups().values() if task and one.folder == task.folder), None
-        )
+        group = self._behind.group_in(task.folder) if task else None
         if task is None or group is None:
             return True
         if work.stopped:

@@ -56,7 +56,7 @@ class Task:
 
     def in_words(self, zone: ZoneInfo, with_folder: bool = False) -> str:
         """One line for people and agents: its number, what it does, when, and how it is."""
-        state = "paused" if self.state == "paused" else "ended" if self.state == "ended" else ""
+        state: str = self.state
         if self.state == "active":
             state = f"next {self.next_run.astimezone(zone):%Y-%m-%d %H:%M}" if self.next_run else "at work"
         words = [describe(self.schedule, zone), state]
@@ -219,6 +219,17 @@ class Tasks:
             return _task(db, task_id)
 
         return await self._db.write(end)
+
+    async def act(self, action: str, task_id: int, zone: ZoneInfo, now: datetime) -> Task:
+        """Do what a person says of a task: pause, resume or cancel it; ValueError where that cannot be."""
+        match action:
+            case "pause":
+                return await self.pause(task_id)
+            case "resume":
+                return await self.resume(task_id, zone, now)
+            case "cancel":
+                return await self.end(task_id)
+        raise ValueError(f"a task cannot be {action[:40]!r}: pause, resume or cancel it")
 
     async def reschedule(self, now: datetime, zone_of: ZoneOf, folder: str | None = None) -> None:
         """Find anew when active tasks come next, of one folder or of all: a zone has changed, or the clock went back.

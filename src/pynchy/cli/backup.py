@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from pynchy.cli.output import complain, complain_of_system, tell, visible
-from pynchy.home import pynchy_home
+from pynchy.home import database, pynchy_home
+from pynchy.reading import reading
 from pynchy.schema import NewerSchema, migrate
 
-_DATABASE = "pynchy.db"
+_DATABASE = database(Path()).name
 #: Made anew at each start, or of no use to another one.
 _PASSING = frozenset({"runner", "skills", "loading", "service.lock"})
 _PASSING_PREFIXES = ("smoke-",)
@@ -220,7 +221,7 @@ class _Writing:
         live_path, copy = self.home / path, self.scratch / "database"
         try:
             with (
-                closing(sqlite3.connect(f"{live_path.as_uri()}?mode=ro", uri=True)) as live,
+                reading(live_path) as live,
                 closing(sqlite3.connect(copy)) as still,
             ):
                 still.execute("PRAGMA synchronous = OFF")
@@ -341,15 +342,15 @@ def _dress(path: Path, member: tarfile.TarInfo, as_root: bool) -> None:
             os.utime(path, (member.mtime, member.mtime))
 
 
-def _adopt(database: Path) -> None:
+def _adopt(path: Path) -> None:
     """Bring the database up to date, and give it an id of its own: the original may still run on this machine.
 
     By the old one its service would take the containers of the other for its own, and end them.
     """
-    if not database.is_file() or database.is_symlink():
+    if not path.is_file() or path.is_symlink():
         raise BackupError(f"This is no backup of pynchy: it has no {_DATABASE}.")
     try:
-        with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
             migrate(db)
             damage: list[Any] = [row for row in db.execute("PRAGMA quick_check") if row != ("ok",)]
             db.execute("UPDATE meta SET value = ? WHERE key = 'installation_id'", (uuid.uuid4().hex[:12],))

@@ -6,7 +6,6 @@ import os
 import shlex
 import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pynchy.cli.plugin_list import running_service_records
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, check_path
 from pynchy.group_rows import groups_in
-from pynchy.home import control_socket
+from pynchy.home import control_socket, database
 from pynchy.model_gateway import Upstream
 from pynchy.mount_security import MountRefused, extra_mounts
 from pynchy.plugin import (
@@ -30,6 +29,7 @@ from pynchy.plugin import (
 )
 from pynchy.plugin_inventory import stored_reports
 from pynchy.plugin_packages import lacking, unmet, wanted
+from pynchy.reading import reading
 from pynchy.runtime import DEFAULT_IMAGE, agent_image, get_runtime
 
 
@@ -53,7 +53,7 @@ def doctor() -> int:
         registry = discover_plugins()
         running = running_service_records()
         if running is None:
-            reports = stored_reports(settings.home / "pynchy.db")
+            reports = stored_reports(database(settings.home))
         else:
             reports = {record["name"]: record["reports"] for record in running if record["name"]}
         findings = [
@@ -174,11 +174,10 @@ def _parts(registry: PluginRegistry, reports: Mapping[str, Mapping[str, str]]) -
 
 def _mounts(settings: Settings) -> list[Finding]:
     """The folders of this machine that groups ask for and their agents cannot be given."""
-    database = settings.home / "pynchy.db"
-    if not database.is_file():
+    if not database(settings.home).is_file():
         return []
     try:
-        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+        with reading(database(settings.home)) as db:
             groups = list(groups_in(db).values())
     except sqlite3.Error:  # it is of an older version, in which nobody had any
         return []

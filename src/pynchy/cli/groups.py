@@ -11,7 +11,7 @@ from pynchy.cli.homes import guarded, without_service
 from pynchy.cli.output import complain, visible
 from pynchy.config import Settings
 from pynchy.control import ControlError, ask, connect, group_from
-from pynchy.group_settings import apply, in_words
+from pynchy.group_settings import apply, group_lines, in_words
 from pynchy.groups import Groups
 from pynchy.home import control_socket
 from pynchy.plugin import State, discover_plugins
@@ -51,14 +51,8 @@ def show() -> int:
     """Print the groups, and the chats that could become one."""
 
     async def action(registered: Registered) -> int:
-        groups = await registered.groups()
-        for group in groups:
-            words = [group.name, group.jid, *in_words(group)]
-            print(visible(f"{group.folder}{' (main)' if group.is_main else ''}: {', '.join(words)}"))
-        known = {group.jid for group in groups}
-        for jid, name in sorted((await registered.chats()).items()):
-            if jid not in known:
-                print(visible(f"not registered: {', '.join([name, jid] if name else [jid])}"))
+        for line in group_lines(await registered.groups(), await registered.chats()):
+            print(visible(line))
         return 0
 
     return _guarded(action)
@@ -87,10 +81,7 @@ def change(folder: str, wishes: Mapping[str, str]) -> int:
     """Say what a group's agent has and may do."""
 
     async def action(registered: Registered) -> int:
-        groups = {group.folder: group for group in await registered.groups()}
-        if folder not in groups:
-            return complain(f"There is no group {folder!r}; there are: {', '.join(sorted(groups)) or 'none'}.")
-        changed = apply(groups[folder], wishes, _installed())
+        changed = apply(await _in_folder(registered, folder), wishes, _installed())
         await registered.update(changed)
         print(f"{folder} has {', '.join(in_words(changed))}.")
         return 0
@@ -102,10 +93,7 @@ def people(folder: str) -> int:
     """Print who has written in a group's chat."""
 
     async def action(registered: Registered) -> int:
-        groups = {group.folder: group for group in await registered.groups()}
-        if folder not in groups:
-            return complain(f"There is no group {folder!r}; there are: {', '.join(sorted(groups)) or 'none'}.")
-        for sender, name in (await registered.people(groups[folder].jid)).items():
+        for sender, name in (await registered.people((await _in_folder(registered, folder)).jid)).items():
             print(f"{visible(sender)}: {visible(name)}")
         return 0
 
@@ -121,6 +109,13 @@ def remove(folder: str) -> int:
         return 0
 
     return _guarded(action)
+
+
+async def _in_folder(registered: Registered, folder: str) -> Group:
+    groups = {group.folder: group for group in await registered.groups()}
+    if folder not in groups:
+        raise ControlError(f"There is no group {folder!r}; there are: {', '.join(sorted(groups)) or 'none'}.")
+    return groups[folder]
 
 
 def _installed() -> set[str]:

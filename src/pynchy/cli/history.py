@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pynchy.cli.output import complain, complain_of_system, visible
 from pynchy.history import NoHistory, export_markdown, find
-from pynchy.home import pynchy_home
+from pynchy.home import database, pynchy_home
 
 
 def export(folder: str, output: Path | None) -> int:
     """Write it; a file is there whole or not at all."""
-    pieces = export_markdown(pynchy_home() / "pynchy.db", folder)
+    pieces = export_markdown(database(pynchy_home()), folder)
     try:
         if output is None:
             for piece in pieces:
@@ -41,7 +41,7 @@ def export(folder: str, output: Path | None) -> int:
 def search(words: str, folder: str | None, most: int) -> int:
     """Print the latest texts that have these words, a line each; 1 where there are none, as grep has it."""
     try:
-        found = find(pynchy_home() / "pynchy.db", words, folder, most)
+        found = find(database(pynchy_home()), words, folder, most)
     except (NoHistory, ValueError) as error:
         return complain(f"{error}.")
     for one in found:

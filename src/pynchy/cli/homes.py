@@ -10,6 +10,7 @@ from pynchy.cli.output import complain, complain_of_system
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError
 from pynchy.groups import Groups
+from pynchy.home import database
 from pynchy.starting import AlreadyRunning, CannotStart, home_lock
 from pynchy.store import Store, StoreError
 
@@ -36,7 +37,7 @@ def guarded(action: Callable[[Settings], Awaitable[int]]) -> int:
 async def without_service(settings: Settings) -> AsyncIterator[tuple[Store, Groups]]:
     """The database and the groups of a home that no service has meanwhile; AlreadyRunning where one does."""
     with home_lock(settings.home):
-        async with Store.open(settings.home / "pynchy.db") as store:
+        async with Store.open(database(settings.home)) as store:
             groups = Groups(settings, store)
             await groups.load()
             yield store, groups

@@ -9,14 +9,14 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pynchy.cli.output import complain, complain_of_system, tell, visible
-from pynchy.home import pynchy_home
+from pynchy.home import database, pynchy_home
 from pynchy.logs import log_files, log_folder
+from pynchy.reading import reading
 
 Event = dict[str, Any]
 _Wanted = Callable[[Event], bool]
@@ -39,7 +39,7 @@ def show(group: str | None, lines: int, follow: bool) -> int:
             tell(f"There is no log in {log_folder(home)} yet; waiting for one.")
         return _show(home, lines, lambda event: group is None or about(event, group), follow)
     except sqlite3.Error as error:
-        return complain(f"The groups are not known, for {home / 'pynchy.db'} cannot be read: {error}.")
+        return complain(f"The groups are not known, for {database(home)} cannot be read: {error}.")
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -107,10 +107,9 @@ def _value(value: Any) -> str:
 
 
 def _folders(home: Path) -> list[str]:
-    database = home / "pynchy.db"
-    if not database.is_file():
+    if not database(home).is_file():
         return []
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+    with reading(database(home)) as db:
         return [folder for (folder,) in db.execute("SELECT folder FROM groups ORDER BY folder")]
 
 

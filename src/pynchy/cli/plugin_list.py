@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pynchy.home import control_socket, pynchy_home, read_environment
+from pynchy.home import control_socket, database, pynchy_home, read_environment
 
 #: What each part of a plugin may do, and where it runs.
 _RIGHTS = {
@@ -88,7 +88,7 @@ def found_records() -> list[dict[str, Any]]:
     from pynchy.plugin._discovery import find_plugins
     from pynchy.plugin_inventory import records_with_reports, stored_reports
 
-    return records_with_reports(find_plugins().records, stored_reports(pynchy_home() / "pynchy.db"))
+    return records_with_reports(find_plugins().records, stored_reports(database(pynchy_home())))
 
 
 def running_service_records() -> list[dict[str, Any]] | None:

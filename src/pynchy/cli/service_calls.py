@@ -5,9 +5,9 @@ Tasks can be seen and changed without a service too, for it is their times that 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
-from pynchy.chat_commands import change_task
 from pynchy.cli.homes import guarded, without_service
 from pynchy.cli.output import visible
 from pynchy.config import Settings
@@ -77,4 +77,5 @@ async def _tasks_of(store: Store, groups: Groups, request: dict[str, Any]) -> li
     zone = groups.zone_of(found.folder)
     if request["action"] == "runs":
         return [run.in_words(zone) for run in await store.tasks.runs(found.id)]
-    return [(await change_task(store, request["action"], found, zone)).in_words(zone, True)]
+    changed = await store.tasks.act(request["action"], found.id, zone, datetime.now(UTC))
+    return [changed.in_words(zone, True)]

@@ -16,7 +16,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from pynchy.app import Service
 from pynchy.cli.output import complain, complain_of_system, configure_logging, tell, visible
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.costs import in_usd
-from pynchy.home import make_private
+from pynchy.home import database, make_private
 from pynchy.model_gateway import Upstream
 from pynchy.plugin import discover_plugins
+from pynchy.reading import reading
 from pynchy.starting import CannotStart, check_image, choose_runtime
 from pynchy.testing import ScriptedModel
 from pynchy.usage import usage_rows
@@ -165,7 +166,7 @@ async def _exchange(service: Service, real: Settings, demo: bool, table: _Table)
                 await service.flush_outbox(jid)
         if error is not None:
             raise CannotStart(error.replace(str(service.settings.home), str(real.home)))
-    with closing(_opened(service.settings.home)) as db:
+    with reading(database(service.settings.home)) as db:
         entries = [json.loads(entry) for (entry,) in db.execute("SELECT entry FROM transcripts ORDER BY id")]
     table.look("wire", len(entries) > 0, "the container has sent what it wrote down")
     models = {name for entry in entries if (name := _model(entry)) is not None}
@@ -187,7 +188,7 @@ def _model(entry: Any) -> str | None:
 def _say_what_it_took(home: Path) -> None:
     """Tokens and spend, as far as there were any; those of a demo are not counted."""
     try:
-        with closing(_opened(home)) as db:
+        with reading(database(home)) as db:
             rows = usage_rows(db, "0000-01-01", "9999-12-31")
     except sqlite3.Error:
         return  # it did not get so far
@@ -198,7 +199,3 @@ def _say_what_it_took(home: Path) -> None:
     unpriced = sum(row.unpriced for row in rows)
     words = "of unknown price" if unpriced else in_usd(sum(row.micro_usd for row in rows))
     print(f"model requests: {sum(row.requests for row in rows)}, {given} tokens in, {made} out: {words}")
-
-
-def _opened(home: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{(home / 'pynchy.db').as_uri()}?mode=ro", uri=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from pynchy.cli.output import complain, visible
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.costs import in_usd, local_day
+from pynchy.home import database
+from pynchy.reading import reading
 from pynchy.usage import Total, UsageRow, totals, usage_rows
 
 #: The first schema that has the table.
@@ -48,7 +48,7 @@ def show(days: int, group: str | None, as_json: bool) -> int:
     except _UnknownGroup as error:
         return complain(f"{error}.")
     except sqlite3.Error as error:
-        return complain(f"the database {_database(load_settings())} cannot be read: {error}.")
+        return complain(f"the database {database(load_settings().home)} cannot be read: {error}.")
     if as_json:
         print(json.dumps(_as_json(settings, report), indent=2))
     else:
@@ -56,19 +56,15 @@ def show(days: int, group: str | None, as_json: bool) -> int:
     return 0
 
 
-def _database(settings: Settings) -> Path:
-    return settings.home / "pynchy.db"
-
-
 def _read(settings: Settings, days: int, group: str | None) -> _Report:
     last = local_day(datetime.now(UTC), ZoneInfo(settings.time_zone))
     first = last - timedelta(days=days - 1)
     period = (first.isoformat(), last.isoformat())
-    if not _database(settings).is_file():
+    if not database(settings.home).is_file():
         if group is not None:
             raise _UnknownGroup(f"there is no group {group!r}: nothing has been said yet")
         return _Report(*period, [], {}, {})
-    with closing(sqlite3.connect(f"{_database(settings).as_uri()}?mode=ro", uri=True)) as db:
+    with reading(database(settings.home)) as db:
         db.execute("BEGIN")  # one picture for all of it
         if db.execute("PRAGMA user_version").fetchone()[0] < _SINCE_VERSION:
             return _Report(*period, [], {}, {})
