@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.messages import service
 from benchmarks.table import Row
-from pynchy.plugin import ContainerRuntime, HostTool, PluginRegistry, SkillPlugin, ToolPlugin
+from pynchy.plugin import ContainerRuntime, HostTool, PluginRegistry, SkillPlugin, ToolCall, ToolPlugin
 from pynchy.testing import ScriptedModel
 
 RUNS = 15
@@ -178,7 +178,7 @@ class _Tool(ToolPlugin):
         self.name = f"tool-{number}"
 
     def tools(self) -> list[HostTool]:
-        async def nothing(arguments: dict[str, Any]) -> str:
+        async def nothing(arguments: dict[str, Any], call: ToolCall) -> str:
             return ""
 
         return [HostTool("nothing", "Does nothing.", {"type": "object", "properties": {}}, nothing)]

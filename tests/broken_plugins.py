@@ -30,7 +30,7 @@ def a_hook(*args):
     pass
 
 
-async def a_tool(arguments):
+async def a_tool(arguments, call):
     return ""
 
 

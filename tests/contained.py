@@ -17,7 +17,7 @@ from pynchy.container_runner import AgentRun, Limits
 from pynchy.home import make_private
 from pynchy.plugin import ContainerRuntime
 from pynchy.tunnel import Tunnel
-from pynchy.types import ContainerInput, ContainerOutput, RunSpec, VolumeMount
+from pynchy.types import Attachment, ContainerInput, ContainerOutput, RunSpec, VolumeMount
 from pynchy.wire import Frame, FrameWriter
 from pynchy.workspace import stage_runner
 
@@ -37,16 +37,12 @@ class Host:
         #: What a tool's call is answered with once there is something in here.
         self.answers: asyncio.Queue[str] = asyncio.Queue()
 
-    async def call_tool(self, name: str, arguments: Any) -> Any:
-        self.calls.append((name, arguments))
+    async def call_tool(self, plugin: str | None, name: str, arguments: Any, file: Attachment | None = None) -> Any:
+        if file:
+            self.files.append((file.name, arguments, file.data or b""))
+            return f"{file.name} is on its way"
+        self.calls.append((f"{plugin}.{name}" if plugin else name, arguments))
         return await self.answers.get()
-
-    async def call_plugin_tool(self, plugin: str, name: str, arguments: Any) -> str:
-        return await self.call_tool(f"{plugin}.{name}", arguments)
-
-    async def send_file(self, name: str, arguments: Any, data: bytes) -> str:
-        self.files.append((name, arguments, data))
-        return f"{name} is on its way"
 
     async def note_plugin_parts(self, servers: Mapping[str, str], hooks: Mapping[str, str]) -> None: ...
 

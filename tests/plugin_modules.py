@@ -25,16 +25,16 @@ def a_hook(*args):
     pass
 
 
-async def a_tool(arguments):
+async def a_tool(arguments, call):
     return ""
 
 
-def tool(name="look", description="Looks.", schema={"type": "object"}, handler=a_tool, timeout=60):
-    return HostTool(name, description, schema, handler, timeout)
+def tool(name="look", description="Looks.", schema={"type": "object"}, handler=a_tool, timeout=60, file=None):
+    return HostTool(name, description, schema, handler, timeout, file)
 
 
-def spec(name="good", command="python", args=("-m", "x"), env=None, host_source=SOURCE):
-    return McpServerSpec(name, command, list(args), env or {}, host_source)
+def spec(name="good", command="python", args=("-m", "x"), env=None, host_source=SOURCE, folders={}):
+    return McpServerSpec(name, command, list(args), env or {}, host_source, folders)
 
 
 class Good(McpPlugin):

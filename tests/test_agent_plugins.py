@@ -11,7 +11,7 @@ import pytest
 from plugin_modules import Discover, discovery, package_in
 from support import REPOSITORY
 
-from pynchy.agent_plugins import AgentPlugins, plugin_parts, server_mount, stage_skills
+from pynchy.agent_plugins import AgentPlugins, plugin_parts, server_mounts, stage_skills
 from pynchy.plugin import McpServerSpec, PluginRegistry
 from pynchy.types import ContainerInput, Group, VolumeMount
 
@@ -61,7 +61,7 @@ def options_of(agent_runner: Any, given: ContainerInput, **changes: Any) -> Any:
 
 def test_a_package_is_mounted_under_its_name_and_any_other_directory_as_it_is(source: Path, tmp_path: Path) -> None:
     def mounted(host_source: Path, packages: dict[str, Path] | None = None) -> VolumeMount:
-        return server_mount(McpServerSpec("voice", "python", [], {}, host_source), packages or {})
+        return server_mounts(McpServerSpec("voice", "python", [], {}, host_source), packages or {})[0]
 
     assert mounted(source) == VolumeMount(str(source), "/workspace/plugins/voice/some_package", readonly=True)
     other = tmp_path / "no_package"
@@ -72,6 +72,30 @@ def test_a_package_is_mounted_under_its_name_and_any_other_directory_as_it_is(so
     assert mounted(link) == VolumeMount(str(source), "/workspace/plugins/voice/imported_as", readonly=True)
     namespaced = mounted(source, {"acme.voice": source})
     assert namespaced.container_path == "/workspace/plugins/voice/acme/voice"
+
+
+def test_folders_are_mounted_beside_the_package_and_never_of_pynchys_own(
+    discover: Discover, source: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    own = home / "plugins/good/model"
+    link = tmp_path / "link"
+    for folder in (own, tmp_path / "model", home / "groups"):
+        folder.mkdir(parents=True)
+    link.symlink_to(tmp_path / "model")
+
+    def parts(folders: str) -> AgentPlugins:
+        text = f"class Large(Good):\n    def mcp_server_spec(self): return spec(folders={{{folders}}})"
+        return parts_of(discover(text, good="Large"), tmp_path)
+
+    mounts = inside(parts(f"'own': Path({str(own)!r}), 'other': Path({str(link)!r})"))
+    assert mounts["/workspace/plugins/good/own"] == VolumeMount(str(own), "/workspace/plugins/good/own", readonly=True)
+    assert mounts["/workspace/plugins/good/other"].host_path == str(tmp_path / "model")
+    assert mounts["/workspace/plugins/good/other"].readonly
+    for folder in (home, home / "groups", home / "plugins", tmp_path):
+        refused = parts(f"'x': Path({str(folder)!r})")
+        assert not refused.mcp_servers
+        assert "holds what is Pynchy's own" in refused.reports[0].trouble
 
 
 def test_a_server_goes_from_the_plugin_through_the_input_into_the_agents_options(
@@ -272,7 +296,7 @@ class Vault(ToolPlugin):
     assert list(parts.tools["vault"]) == ["open", "close"]
     described = parts.tool_descriptions()
     assert json.loads(json.dumps(described)) == described
-    assert [set(one) for one in described["vault"]] == [{"name", "description", "input_schema"}] * 2
+    assert [set(one) for one in described["vault"]] == [{"name", "description", "input_schema", "file"}] * 2
 
 
 # --- who has what -------------------------------------------------------------------------------------------

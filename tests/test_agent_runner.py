@@ -74,7 +74,7 @@ async def test_where_the_host_describes_no_tool_there_is_none(agent: Agent, mode
     assert not [one["name"] for one in shown(model)["tools"] if one["name"].startswith("mcp__")]
 
 
-_SEND_FILE = tool("send_file", path="string", caption="string")
+_SEND_FILE = {**tool("send_file", path="string", caption="string"), "file": "path"}
 
 
 async def test_a_file_is_read_in_the_container_and_crosses_as_bytes(agent: Agent) -> None:

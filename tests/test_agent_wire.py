@@ -11,8 +11,9 @@ import pytest
 from support import until
 from wall import Listener, wall
 
-from agent_runner.host_link import HostRefused
+from agent_runner.host_link import HostLink, HostRefused
 from pynchy import wire
+from pynchy.types import Attachment
 from pynchy.untrusted import printable_line
 from pynchy.wire import MAX_FILE, Frame
 
@@ -28,14 +29,18 @@ class Post:
         self.files: list[File] = []
         self.problem: Exception | None = None
 
-    async def send_file(self, name: str, arguments: Any, data: bytes) -> str:
+    async def call_tool(self, plugin: str | None, name: str, arguments: Any, file: Attachment | None = None) -> str:
+        if file is None:
+            return "at once"
         if self.problem:
             raise self.problem
-        self.files.append((name, arguments, data))
-        return f"{name} is on its way"
+        assert (plugin, name) == ("post", "send")
+        self.files.append((file.name, arguments, file.data or b""))
+        return f"{file.name} is on its way"
 
-    async def call_tool(self, name: str, arguments: Any) -> str:
-        return "at once"
+
+async def hand_over(link: HostLink, data: bytes, file: Any, arguments: Any = "{}") -> Any:
+    return await link.hand_over(data, name="send", plugin="post", file=file, arguments=arguments)
 
 
 async def test_a_file_of_the_largest_size_crosses_and_a_larger_one_is_refused() -> None:
@@ -43,11 +48,9 @@ async def test_a_file_of_the_largest_size_crosses_and_a_larger_one_is_refused() 
     data = os.urandom(1_000_000) * 45
     assert len(data) == MAX_FILE
     async with wall(post) as (link, _):
-        assert await link.hand_over(data, name="holiday.mp4", arguments='{"caption": "look"}') == (
-            "holiday.mp4 is on its way"
-        )
+        assert await hand_over(link, data, "holiday.mp4", '{"caption": "look"}') == ("holiday.mp4 is on its way")
         with pytest.raises(HostRefused, match="larger than the 45 MB that can be sent"):
-            await link.hand_over(data + b"x", name="holiday.mp4", arguments="{}")
+            await hand_over(link, data + b"x", "holiday.mp4")
     assert post.files == [("holiday.mp4", {"caption": "look"}, data)]
 
 
@@ -56,9 +59,7 @@ async def test_files_go_one_after_the_other_and_hold_up_no_call(monkeypatch: pyt
     monkeypatch.setattr(wire, "MAX_OPEN_BYTES", 2 * size)  # together they would be more than may be under way
     post = Post()
     async with wall(post) as (link, _):
-        sending = [
-            asyncio.create_task(link.hand_over(bytes(size), name=f"{number}", arguments="{}")) for number in range(5)
-        ]
+        sending = [asyncio.create_task(hand_over(link, bytes(size), f"{number}")) for number in range(5)]
         assert await link.request("request", {}, name="ring") == "at once"
         assert len(post.files) < 5
         await asyncio.gather(*sending)
@@ -78,7 +79,7 @@ async def test_files_go_one_after_the_other_and_hold_up_no_call(monkeypatch: pyt
 async def test_a_files_name_is_one_printable_line_without_a_folder(given: Any, name: str) -> None:
     post = Post()
     async with wall(post) as (link, _):
-        await link.hand_over(b"x", name=given, arguments="{}")
+        await hand_over(link, b"x", given)
     assert post.files == [(name, {}, b"x")]
 
 
@@ -87,8 +88,8 @@ async def test_arguments_that_are_none_are_refused_and_the_wire_goes_on(argument
     post = Post()
     async with wall(post) as (link, _):
         with pytest.raises(HostRefused):
-            await link.hand_over(b"x", name="x", arguments=arguments)
-        assert await link.hand_over(b"x", name="x", arguments=json.dumps([1])) == "x is on its way"
+            await hand_over(link, b"x", "x", arguments)
+        assert await hand_over(link, b"x", "x", json.dumps([1])) == "x is on its way"
     assert post.files == [("x", [1], b"x")]
 
 
@@ -105,7 +106,7 @@ async def test_why_a_file_is_not_sent_is_said_to_the_agent(problem: Exception, w
     post.problem = problem
     async with wall(post) as (link, _):
         with pytest.raises(HostRefused, match=words):
-            await link.hand_over(b"x", name="x", arguments="{}")
+            await hand_over(link, b"x", "x")
 
 
 async def test_what_an_agent_does_is_heard_in_order_and_costs_no_task() -> None:

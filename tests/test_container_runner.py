@@ -25,8 +25,8 @@ class NoHost:
     async def _refuse(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("the agent reached the host")
 
-    call_tool = call_plugin_tool = note_acting = append_transcript = load_transcript = transcript_subpaths = _refuse
-    forward_model_request = unsolicited = connect = send_file = _refuse
+    call_tool = note_acting = append_transcript = load_transcript = transcript_subpaths = _refuse
+    forward_model_request = unsolicited = connect = _refuse
 
     async def note_plugin_parts(self, servers: Mapping[str, str], hooks: Mapping[str, str]) -> None:
         """It may tell of its servers."""

@@ -20,7 +20,7 @@ from support import RogueRuntime, StartService
 from pynchy.app import Service
 from pynchy.host_tools import RIGHTS, TOOLS, HostTools
 from pynchy.schedule import Schedule
-from pynchy.types import GROUP_SETTINGS, Group
+from pynchy.types import GROUP_SETTINGS, Attachment, Group
 
 pytestmark = pytest.mark.anyio
 
@@ -86,8 +86,11 @@ class World:
         return self.rows("SELECT chat_jid, text, kind, file, unseen FROM outbox ORDER BY id")[0]
 
     async def call(self, caller: str, name: str, arguments: Any) -> str:
-        data = b"milk\n" if name == "send_file" else b""
-        return await self.tools.call(self.group(caller), name, arguments, data)
+        file = None
+        if name == "send_file" and isinstance(arguments, dict) and isinstance(arguments.get("path"), str):
+            file = Attachment(arguments["path"], "text/plain", b"milk\n")
+            arguments = {key: value for key, value in arguments.items() if key != "path"}
+        return await self.tools.call(self.group(caller), name, arguments, file)
 
 
 @asynccontextmanager

@@ -14,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plugin_modules import contents, discovery, package_in
 
-from pynchy.plugin import HOOK_EVENTS, AgentHook, HostTool, McpServerSpec, PluginRecord, State, discover_plugins
+from pynchy.plugin import (
+    HOOK_EVENTS,
+    AgentHook,
+    HostTool,
+    McpServerSpec,
+    PluginRecord,
+    State,
+    ToolCall,
+    discover_plugins,
+)
 from pynchy.plugin._validation import compile_schema
 from pynchy.types import ContainerInput, tool_prefix, valid_folder
 from pynchy.wire import json_frame
@@ -179,7 +188,7 @@ _OBJECTS = st.dictionaries(_KEYWORDS | st.text(max_size=4), _SCHEMAS, max_size=5
 
 @given(schema=_SCHEMAS | _OBJECTS, arguments=st.dictionaries(_KEYWORDS | st.text(max_size=4), JSON, max_size=3))
 def test_a_schema_that_is_accepted_judges_any_arguments(odd: Odd, schema: Any, arguments: dict[str, Any]) -> None:
-    async def handler(arguments: dict[str, Any]) -> str:
+    async def handler(arguments: dict[str, Any], call: ToolCall) -> str:
         raise AssertionError("not called")
 
     record = odd.discover(host_tools=[HostTool("look", "Looks.", schema, handler)])

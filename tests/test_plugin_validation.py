@@ -59,6 +59,29 @@ _INVALID = {
         "host_source is str",
         "Path(__file__).parent",
     ),
+    "folders in a list": (server("spec(folders=[SOURCE])"), "folders of its MCP server are no mapping", "map names"),
+    "a folder with a path for its name": (
+        server("spec(folders={'../x': SOURCE})"),
+        "a folder of its MCP server is called '../x'",
+        "letters, digits",
+    ),
+    "a string for a folder": (server("spec(folders={'x': str(SOURCE)})"), "the folder 'x'", "absolute pathlib.Path"),
+    "a relative folder": (server("spec(folders={'x': Path('x')})"), "the folder 'x'", "absolute pathlib.Path"),
+    "a folder that is not there": (server("spec(folders={'x': SOURCE / 'x'})"), "is no directory", "make it, or name"),
+    "a file for a folder": (server("spec(folders={'x': Path(__file__)})"), "is no directory", "make it, or name"),
+    "a home for a folder": (server("spec(folders={'x': Path.home()})"), "holds a whole home", "needs alone"),
+    "all there is for a folder": (server("spec(folders={'x': Path('/')})"), "holds a whole home", "needs alone"),
+    "a folder that would hide the package": (
+        server("spec(folders={'some_package': SOURCE})"),
+        "called like its package",
+        "name it otherwise",
+    ),
+    "a folder beside no package": (
+        server("spec(host_source=SOURCE.parent / 'plain', folders={'x': SOURCE})")
+        + "\n(SOURCE.parent / 'plain').mkdir(exist_ok=True)",
+        "folders beside a source that is no package",
+        "with __init__.py",
+    ),
     "a word for a priority": (
         plugin("RuntimePlugin", "create_runtime", "None") + "\n    priority = 'high'",
         "its priority is 'high'",
@@ -151,6 +174,22 @@ _INVALID = {
     "a tool without a description": (tools("[tool(description=' ')]"), "look has no description", "good for"),
     "None for a description": (tools("[tool(description=None)]"), "look has no description", "good for"),
     "a handler that cannot be called": (tools("[tool(handler='a_tool')]"), "cannot be called", "async function"),
+    "a handler that does not hear whose call it is": (
+        tools("[tool(handler=alone)]") + "\nasync def alone(arguments): ...",
+        "the handler of the tool look does not take the arguments and the call",
+        "`async def handler(arguments, call)`",
+    ),
+    "a file that no argument names": (tools("[tool(file='path')]"), "'path', which is no string", '"type": "string"'),
+    "a file that a number names": (
+        tools("[tool(file='n', schema={'type': 'object', 'properties': {'n': {'type': 'number'}}})]"),
+        "'n', which is no string",
+        '"type": "string"',
+    ),
+    "a file named by what says nothing": (
+        tools("[tool(file='n', schema={'type': 'object', 'properties': {'n': True}})]"),
+        "'n', which is no string",
+        '"type": "string"',
+    ),
     "no time for a tool": (tools("[tool(timeout=0)]"), "the timeout of the tool look is 0", "1 to 3600 seconds"),
     "a day for a tool": (tools("[tool(timeout=86400)]"), "is 86400", "1 to 3600 seconds"),
     "a schema with a set in it": (tools("[tool(schema={'type': {1}})]"), "the tool look is no JSON", "as a dict"),

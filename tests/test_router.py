@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import cast
 from zoneinfo import ZoneInfo
 
@@ -179,3 +181,59 @@ def test_no_part_is_longer_than_a_channel_takes_and_nothing_but_white_space_is_l
     found = parts(Short(max_message_length=longest), text)
     assert all(len(part) <= longest for part in found)
     assert "".join("".join(found).split()) == "".join(f"Pynchy: {text}".split())
+
+
+def parts_of(text: str, longest: int) -> list[str]:
+    channel = cast("Channel", SimpleNamespace(prefix_assistant_name=False, max_message_length=longest))
+    parts, sent = [], 0
+    while sent < len(text):
+        part, sent = next_part(channel, text, sent, "Pynchy")
+        parts.append(part)
+    return parts
+
+
+def test_a_block_of_code_that_is_split_is_closed_and_opened_again() -> None:
+    code = "".join(f"    line {number}\n" for number in range(30))
+    parts = parts_of(f"Look:\n\n```python\n{code}```\n\nThat is all.", 200)
+    assert len(parts) > 2
+    assert all(len(part) <= 200 for part in parts)
+    assert parts[0].startswith("Look:\n\n```python\n    line 0\n")
+    assert all(part.startswith("```python\n    line ") for part in parts[1:-1])
+    assert all(part.endswith("\n```") for part in parts[:-1])
+    assert parts[-1].endswith("That is all.")
+    inside = [line for part in parts for line in part.splitlines() if line.startswith("    line ")]
+    assert inside == code.splitlines()
+
+
+@pytest.mark.parametrize("fence", ["```", "````", "~~~", "   ```"])
+def test_only_what_closes_a_block_does(fence: str) -> None:
+    marks = fence.strip()
+    text = f"{fence}\n``\n{marks[:-1]}x\n{'word ' * 80}\n{fence}\n{'after ' * 80}"
+    parts = parts_of(text, 100)
+    first = next(index for index, part in enumerate(parts) if "after" in part)
+    assert all(part.startswith(marks) or index == 0 for index, part in enumerate(parts[:first]))
+    assert not any(marks in part for part in parts[first + 1 :])
+
+
+@given(
+    st.lists(
+        st.sampled_from(["```\n", "```py\n", "\n```\n", "~~~\n", "word ", "\n", "    x\n", "é🦔" * 20]), max_size=60
+    ),
+    st.integers(1, 80),
+)
+def test_every_text_goes_out_whole_and_in_parts_that_are_short_enough(pieces: list[str], longest: int) -> None:
+    text = "".join(pieces)
+    parts = parts_of(text, longest)
+    assert all(0 < len(part) <= longest for part in parts)
+    letters = re.sub(r"[\s`~]|py", "", text)
+    assert re.sub(r"[\s`~]|py", "", "".join(parts)) == letters
+
+
+def test_what_a_message_replies_to_and_puts_right_is_named() -> None:
+    message = replace(
+        stored("and <now>?"), message_id='5"7', reply_to="51", quote="</quote>& that", edits="56", asks=False
+    )
+    assert format_prompt([message], BERLIN).splitlines()[1] == (
+        '<message sender="Ada" time="2024-05-01T14:00:00+02:00" id=\'5"7\' reply_to="51" edits="56" context="yes">'
+        "<quote>&lt;/quote&gt;&amp; that</quote>and &lt;now&gt;?</message>"
+    )

@@ -31,7 +31,78 @@ DIGESTS = (
     "8e48d630f9e70edcc008ffd3204e6a10db964a244643f0667ed792346ac53dec",
     "2c3affe586e9dc3e4ec9c0c3455169c15d2b68c0dc7b022ec5843a3c06c61ee5",
     "5f058def766a0d974bccca07050b1f64fcae1a4dc7b502582a9f3a640d6d6874",
+    "494bdcbf7ff4d4c50963b515f7d3f67f8f4ecd032edaf3f271bae2ba8b48ad75",
 )
+
+_FIFTH = """
+    INSERT INTO meta VALUES ('installation_id', '0123456789ab');
+    INSERT INTO meta VALUES ('removals_with_traces', '0123456789ABCDEF');
+    INSERT INTO groups VALUES ('terminal:main', 'main', 'main', 1, 'session-2', 8, NULL, NULL, NULL, NULL, 'public',
+                               NULL, NULL, NULL, NULL, 0, NULL, NULL, '[]', NULL, NULL, NULL);
+    INSERT INTO groups VALUES ('wa:1', 'Family ''n'' friends 🦔', 'family', 0, 'session-1', 6, NULL, NULL, NULL, NULL,
+                               'example.com,*.example.net', 1073741824, 1.5, 99, '@hedgehog', 1, '["bob@x", "Ada"]',
+                               '["bob@x"]', '[["~/recipes", true], ["/srv/music", false]]', 'claude-next',
+                               'Europe/Berlin', 2.5);
+    INSERT INTO groups VALUES ('wa:2', 'New', 'new', 0, NULL, 0, 'session-0', 4, 'I have begun anew', '["voice"]',
+                               'none', NULL, NULL, NULL, NULL, 1, '[]', NULL, '[]', NULL, NULL, 0.0);
+    INSERT INTO groups VALUES ('wa:3', 'Lost', 'lost', 0, 'session-of-nothing', 5, NULL, NULL, NULL, NULL, 'bridge',
+                               NULL, NULL, NULL, NULL, 0, NULL, NULL, '[]', NULL, NULL, NULL);
+    INSERT INTO chats VALUES ('wa:1', 'Family', '2024-05-01T12:00:00+00:00');
+    INSERT INTO outbox (id, chat_jid, text, kind, state, error, created_at, sent, file, unseen) VALUES
+        (1, 'terminal:main', 'the answer', 'reply', 'sent', NULL, '2024-05-01T12:00:03+00:00', 0, NULL, 0),
+        (2, 'terminal:main', 'I could not answer', 'notice', 'queued', NULL, '2024-05-01T12:00:04+00:00', 0, NULL, 0),
+        (3, 'wa:9', 'nobody there', 'message', 'failed', 'no channel', '2024-05-01T12:00:05+00:00', 0, NULL, 0),
+        (4, 'wa:1', 'another answer', 'reply', 'queued', NULL, '2024-05-01T12:00:06+00:00', 8, NULL, 0),
+        (5, 'terminal:main', 'by myself', 'message', 'queued', NULL, '2024-05-01T12:00:07+00:00', 0,
+         'main/0123456789ab/x.pdf', 1);
+    INSERT INTO messages (id, chat_jid, message_id, sender, sender_name, content, timestamp, is_from_me, reply_to,
+                          thread, state, error, attempts, acted, answered_by, asks, attachments) VALUES
+        (1, 'terminal:main', 'a', 'ada@x', 'Ada', 'answered', '2024-05-01T12:00:00+00:00', 0, NULL, NULL, 'done', NULL,
+         1, 1, 1, 1, '[]'),
+        (2, 'terminal:main', 'b', 'ada@x', 'Ada', 'given up', '2024-05-01T12:00:01.5+00:00', 0, 'a', NULL, 'failed',
+         'the agent ended', 3, 0, 2, 1, '[]'),
+        (3, 'terminal:main', 'c', 'ada@x', 'Ada', 'under way', '2024-05-01T12:00:02+00:00', 0, NULL, 't', 'claimed',
+         NULL, 0, 0, NULL, 1, '[]'),
+        (4, 'terminal:main', 'd', 'ada@x', 'Ada', 'waiting', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending',
+         'it did not start', 2, 0, NULL, 1, '[]'),
+        (5, 'wa:1', 'a', 'bob@x', 'Bob', 'waiting é 🦔', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending', NULL,
+         0, 0, NULL, 1, '[{"name": "é.png", "media_type": "image/png", "size": 9, "file": "0123456789ab-e.png"}]'),
+        (7, 'wa:1', 'b', 'me', 'Me', '', '2024-04-30T12:00:02+00:00', 1, 'a', NULL, 'pending', NULL, 0, 0, NULL, 1,
+         '[]'),
+        (8, 'wa:3', 'a', 'cay@x', 'Cay', 'a tool ran', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'claimed', NULL,
+         0, 1, NULL, 1, '[]'),
+        (9, 'wa:2', 'a', 'dan@x', 'Dan', 'said to others', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending', NULL,
+         0, 0, NULL, 0, '[]');
+    INSERT INTO transcripts (id, folder, session_id, subpath, uuid, entry, dropped, at) VALUES
+        (1, 'main', 'session-1', '', 'u1', '{"uuid": "u1", "of": "an earlier session"}', 0, NULL),
+        (2, 'main', 'session-2', '', 'u1', '{"uuid": "u1", "text": "question"}', 0, '2024-05-01T12:00:01+00:00'),
+        (3, 'family', 'session-1', '', 'f1', '{"uuid": "f1", "text": "é 🦔"}', 0, '2024-05-01T12:00:01.000Z'),
+        (4, 'main', 'session-2', '', NULL, '{"type": "summary"}', 0, '2024-05-01T12:00:02+00:00'),
+        (5, 'main', 'session-2', 'subagents/agent-1', 's1', '{"uuid": "s1"}', 0, '2024-05-01T12:00:02+00:00'),
+        (6, 'family', 'session-1', '', 'f2', '{"uuid": "f2"}', 0, '2024-05-01T12:00:02+00:00'),
+        (7, 'main', 'session-2', '', 'u3', '{"uuid": "u3", "text": "never answered, and dropped"}', 1,
+         '2024-05-01T12:00:02+00:00'),
+        (8, 'main', 'session-2', '', 'u2', '{"uuid": "u2", "text": "answer"}', 0, '2024-05-01T12:00:03+00:00'),
+        (9, 'family', 'session-1', '', 'f3', '{"uuid": "f3", "text": "not answered yet"}', 0,
+         '2024-05-01T12:00:03+00:00'),
+        (10, 'main', 'session-2+task-1', '', 't1', '{"uuid": "t1"}', 0, '2024-05-01T12:00:03+00:00');
+    INSERT INTO plugin_reports VALUES ('voice', 'mcp', 'Connection closed', '2024-05-01T12:00:08+00:00');
+    INSERT INTO destinations VALUES ('family', '2024-05-01', 'example.com', 443, 2, 0, 1000, 20000, '',
+                                     '2024-05-01T12:00:09+00:00');
+    INSERT INTO destinations VALUES ('family', '2024-05-01', 'evil.example', 25, 0, 7, 0, 0, 'not named',
+                                     '2024-05-01T12:00:10+00:00');
+    INSERT INTO plugin_reports VALUES ('hello', 'load', '', '2024-05-01T12:00:08+00:00');
+    INSERT INTO tasks VALUES (1, 'main', 'Water the plants 🦔', 'cron', '0 9 * * *', '2024-05-01T12:00:00+00:00',
+                              'group', 'once', 'active', '2024-05-02T07:00:00+00:00', 1, '2024-05-01T12:00:00+00:00');
+    INSERT INTO tasks VALUES (2, 'family', 'Say good night', 'once', '2024-05-01T20:00:00+00:00',
+                              '2024-05-01T12:00:00+00:00', 'isolated', 'skip', 'ended', NULL, 0,
+                              '2024-05-01T12:00:00+00:00');
+    INSERT INTO task_runs VALUES (1, 1, '2024-05-01T07:00:00+00:00', '2024-05-01T07:00:01+00:00',
+                                  '2024-05-01T07:00:09+00:00', 'failed', 2, 1, 'the agent ended');
+    INSERT INTO task_runs VALUES (2, 2, '2024-05-01T20:00:00+00:00', NULL, NULL, 'claimed', 0, 0, '');
+    INSERT INTO usage VALUES ('main', 0, '2024-05-01', 'claude-next', 3, 100, 20, 5000, 600, 12345, 0);
+    INSERT INTO usage VALUES ('main', 1, '2024-05-01', 'some-model', 1, 10, 2, 0, 0, 0, 1);
+    """
 
 #: Rows as each version left them, in every table: frozen with the version, never edited, like its migration.
 #: The answered turns of both sessions, the messages up to 7 and the outbox mean the same in every picture.
@@ -199,78 +270,12 @@ PICTURES = (
                                      '2024-05-01T12:00:10+00:00');
     INSERT INTO plugin_reports VALUES ('hello', 'load', '', '2024-05-01T12:00:08+00:00');
     """,
-    """
-    INSERT INTO meta VALUES ('installation_id', '0123456789ab');
-    INSERT INTO meta VALUES ('removals_with_traces', '0123456789ABCDEF');
-    INSERT INTO groups VALUES ('terminal:main', 'main', 'main', 1, 'session-2', 8, NULL, NULL, NULL, NULL, 'public',
-                               NULL, NULL, NULL, NULL, 0, NULL, NULL, '[]', NULL, NULL, NULL);
-    INSERT INTO groups VALUES ('wa:1', 'Family ''n'' friends 🦔', 'family', 0, 'session-1', 6, NULL, NULL, NULL, NULL,
-                               'example.com,*.example.net', 1073741824, 1.5, 99, '@hedgehog', 1, '["bob@x", "Ada"]',
-                               '["bob@x"]', '[["~/recipes", true], ["/srv/music", false]]', 'claude-next',
-                               'Europe/Berlin', 2.5);
-    INSERT INTO groups VALUES ('wa:2', 'New', 'new', 0, NULL, 0, 'session-0', 4, 'I have begun anew', '["voice"]',
-                               'none', NULL, NULL, NULL, NULL, 1, '[]', NULL, '[]', NULL, NULL, 0.0);
-    INSERT INTO groups VALUES ('wa:3', 'Lost', 'lost', 0, 'session-of-nothing', 5, NULL, NULL, NULL, NULL, 'bridge',
-                               NULL, NULL, NULL, NULL, 0, NULL, NULL, '[]', NULL, NULL, NULL);
-    INSERT INTO chats VALUES ('wa:1', 'Family', '2024-05-01T12:00:00+00:00');
-    INSERT INTO outbox (id, chat_jid, text, kind, state, error, created_at, sent, file, unseen) VALUES
-        (1, 'terminal:main', 'the answer', 'reply', 'sent', NULL, '2024-05-01T12:00:03+00:00', 0, NULL, 0),
-        (2, 'terminal:main', 'I could not answer', 'notice', 'queued', NULL, '2024-05-01T12:00:04+00:00', 0, NULL, 0),
-        (3, 'wa:9', 'nobody there', 'message', 'failed', 'no channel', '2024-05-01T12:00:05+00:00', 0, NULL, 0),
-        (4, 'wa:1', 'another answer', 'reply', 'queued', NULL, '2024-05-01T12:00:06+00:00', 8, NULL, 0),
-        (5, 'terminal:main', 'by myself', 'message', 'queued', NULL, '2024-05-01T12:00:07+00:00', 0,
-         'main/0123456789ab/x.pdf', 1);
-    INSERT INTO messages (id, chat_jid, message_id, sender, sender_name, content, timestamp, is_from_me, reply_to,
-                          thread, state, error, attempts, acted, answered_by, asks, attachments) VALUES
-        (1, 'terminal:main', 'a', 'ada@x', 'Ada', 'answered', '2024-05-01T12:00:00+00:00', 0, NULL, NULL, 'done', NULL,
-         1, 1, 1, 1, '[]'),
-        (2, 'terminal:main', 'b', 'ada@x', 'Ada', 'given up', '2024-05-01T12:00:01.5+00:00', 0, 'a', NULL, 'failed',
-         'the agent ended', 3, 0, 2, 1, '[]'),
-        (3, 'terminal:main', 'c', 'ada@x', 'Ada', 'under way', '2024-05-01T12:00:02+00:00', 0, NULL, 't', 'claimed',
-         NULL, 0, 0, NULL, 1, '[]'),
-        (4, 'terminal:main', 'd', 'ada@x', 'Ada', 'waiting', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending',
-         'it did not start', 2, 0, NULL, 1, '[]'),
-        (5, 'wa:1', 'a', 'bob@x', 'Bob', 'waiting é 🦔', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending', NULL,
-         0, 0, NULL, 1, '[{"name": "é.png", "media_type": "image/png", "size": 9, "file": "0123456789ab-e.png"}]'),
-        (7, 'wa:1', 'b', 'me', 'Me', '', '2024-04-30T12:00:02+00:00', 1, 'a', NULL, 'pending', NULL, 0, 0, NULL, 1,
-         '[]'),
-        (8, 'wa:3', 'a', 'cay@x', 'Cay', 'a tool ran', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'claimed', NULL,
-         0, 1, NULL, 1, '[]'),
-        (9, 'wa:2', 'a', 'dan@x', 'Dan', 'said to others', '2024-05-01T12:00:02+00:00', 0, NULL, NULL, 'pending', NULL,
-         0, 0, NULL, 0, '[]');
-    INSERT INTO transcripts (id, folder, session_id, subpath, uuid, entry, dropped, at) VALUES
-        (1, 'main', 'session-1', '', 'u1', '{"uuid": "u1", "of": "an earlier session"}', 0, NULL),
-        (2, 'main', 'session-2', '', 'u1', '{"uuid": "u1", "text": "question"}', 0, '2024-05-01T12:00:01+00:00'),
-        (3, 'family', 'session-1', '', 'f1', '{"uuid": "f1", "text": "é 🦔"}', 0, '2024-05-01T12:00:01.000Z'),
-        (4, 'main', 'session-2', '', NULL, '{"type": "summary"}', 0, '2024-05-01T12:00:02+00:00'),
-        (5, 'main', 'session-2', 'subagents/agent-1', 's1', '{"uuid": "s1"}', 0, '2024-05-01T12:00:02+00:00'),
-        (6, 'family', 'session-1', '', 'f2', '{"uuid": "f2"}', 0, '2024-05-01T12:00:02+00:00'),
-        (7, 'main', 'session-2', '', 'u3', '{"uuid": "u3", "text": "never answered, and dropped"}', 1,
-         '2024-05-01T12:00:02+00:00'),
-        (8, 'main', 'session-2', '', 'u2', '{"uuid": "u2", "text": "answer"}', 0, '2024-05-01T12:00:03+00:00'),
-        (9, 'family', 'session-1', '', 'f3', '{"uuid": "f3", "text": "not answered yet"}', 0,
-         '2024-05-01T12:00:03+00:00'),
-        (10, 'main', 'session-2+task-1', '', 't1', '{"uuid": "t1"}', 0, '2024-05-01T12:00:03+00:00');
-    INSERT INTO plugin_reports VALUES ('voice', 'mcp', 'Connection closed', '2024-05-01T12:00:08+00:00');
-    INSERT INTO destinations VALUES ('family', '2024-05-01', 'example.com', 443, 2, 0, 1000, 20000, '',
-                                     '2024-05-01T12:00:09+00:00');
-    INSERT INTO destinations VALUES ('family', '2024-05-01', 'evil.example', 25, 0, 7, 0, 0, 'not named',
-                                     '2024-05-01T12:00:10+00:00');
-    INSERT INTO plugin_reports VALUES ('hello', 'load', '', '2024-05-01T12:00:08+00:00');
-    INSERT INTO tasks VALUES (1, 'main', 'Water the plants 🦔', 'cron', '0 9 * * *', '2024-05-01T12:00:00+00:00',
-                              'group', 'once', 'active', '2024-05-02T07:00:00+00:00', 1, '2024-05-01T12:00:00+00:00');
-    INSERT INTO tasks VALUES (2, 'family', 'Say good night', 'once', '2024-05-01T20:00:00+00:00',
-                              '2024-05-01T12:00:00+00:00', 'isolated', 'skip', 'ended', NULL, 0,
-                              '2024-05-01T12:00:00+00:00');
-    INSERT INTO task_runs VALUES (1, 1, '2024-05-01T07:00:00+00:00', '2024-05-01T07:00:01+00:00',
-                                  '2024-05-01T07:00:09+00:00', 'failed', 2, 1, 'the agent ended');
-    INSERT INTO task_runs VALUES (2, 2, '2024-05-01T20:00:00+00:00', NULL, NULL, 'claimed', 0, 0, '');
-    INSERT INTO usage VALUES ('main', 0, '2024-05-01', 'claude-next', 3, 100, 20, 5000, 600, 12345, 0);
-    INSERT INTO usage VALUES ('main', 1, '2024-05-01', 'some-model', 1, 10, 2, 0, 0, 0, 1);
-    """,
+    _FIFTH,
+    _FIFTH + "UPDATE messages SET quote = 'what was said é' WHERE reply_to IS NOT NULL;"
+    "UPDATE messages SET edits = 'c' WHERE id = 4;",
 )
 #: What a start of the service gives up in each picture: a tool had run for it.
-FAILED_AT_START = ([], [], [8], [8], [8], [8])
+FAILED_AT_START = ([], [], [8], [8], [8], [8], [8])
 
 MAIN_TRANSCRIPT = [{"uuid": "u1", "text": "question"}, {"type": "summary"}, {"uuid": "u2", "text": "answer"}]
 FAMILY_TRANSCRIPT = [{"uuid": "f1", "text": "é 🦔"}, {"uuid": "f2"}]

@@ -153,6 +153,12 @@ _FILES = (KeptAttachment("a > b/.png", "image/png", 1, "7-a.png"), KeptAttachmen
             "look: <attachment/>\n[attachment /workspace/attachments/7-a.png]\n[attachment not kept]",
         ),
         (
+            prompt(
+                StoredMessage(1, "Ada", "and <quote>?", _NOW, quote="what was > said", reply_to="7", message_id="8")
+            ),
+            "and <quote>?",
+        ),
+        (
             prompt(StoredMessage(1, "Ada", "", _NOW, attachments=_FILES[:1])),
             "[attachment /workspace/attachments/7-a.png]",
         ),

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -106,6 +107,15 @@ async def test_any_text_survives_and_half_a_surrogate_pair_becomes_a_question_ma
     text = "'; DROP TABLE messages; -- \x00 \r\n \u2028 🦔 é"
     await add(store, text, "cut \ud83e in half")
     assert await texts(store) == [text, "cut ? in half"]
+
+
+async def test_what_a_message_replies_to_or_puts_right_comes_with_it(store: Store) -> None:
+    await store.add_message(replace(message("7"), reply_to="5", quote="x\ud83d" * 400, edits="6"))
+    await store.add_message(message("8"))
+    replying, plain = await store.claim(JID, 20, 100_000)
+    assert (replying.message_id, replying.reply_to, replying.edits) == ("7", "5", "6")
+    assert replying.quote == "x?" * 250
+    assert (plain.message_id, plain.reply_to, plain.quote, plain.edits) == ("8", None, None, None)
 
 
 async def test_claim_takes_the_oldest_of_one_chat_and_each_only_once(store: Store) -> None:

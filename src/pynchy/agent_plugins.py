@@ -56,7 +56,12 @@ class AgentPlugins:
         """The host tools as the agent is told of them."""
         return {
             plugin: [
-                {"name": tool.name, "description": tool.description, "input_schema": dict(tool.input_schema)}
+                {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "input_schema": dict(tool.input_schema),
+                    "file": tool.file,
+                }
                 for tool in tools.values()
             ]
             for plugin, tools in self.tools.items()
@@ -126,7 +131,10 @@ class _Gathering:
         spec = ask(lambda: check_server_spec(plugin.mcp_server_spec(), packages))
         if spec.name in self._servers:
             raise InvalidPlugin(f"another plugin has an MCP server called {spec.name!r} now", "rename one")
-        self._mount(server_mount(spec, packages))
+        for folder in spec.folders.values():
+            self._check_folder(folder.resolve())
+        for mount in server_mounts(spec, packages):
+            self._mount(mount)
         self._mount_data(name)
         self._servers[spec.name] = {
             "command": spec.command,
@@ -170,6 +178,18 @@ class _Gathering:
             self._tools[name] = {tool.name: tool for tool in tools}
         self._reports.append(PluginReport(name, "tools"))
 
+    def _check_folder(self, folder: Path) -> None:
+        """Of Pynchy's own home, an agent may see no more than what is the plugins'."""
+        home = self._home.resolve()
+        if (
+            folder == home
+            or folder in home.parents
+            or (home in folder.parents and home / "plugins" not in folder.parents)
+        ):
+            raise InvalidPlugin(
+                f"the folder {folder} of its MCP server holds what is Pynchy's own", "name another folder"
+            )
+
     def _mount(self, mount: VolumeMount) -> None:
         self._mounts[mount.container_path] = mount
 
@@ -178,8 +198,11 @@ class _Gathering:
         self._mount(VolumeMount(str(folder), f"{DATA_PATH}/{plugin}"))
 
 
-def server_mount(spec: McpServerSpec, packages: Mapping[str, Path]) -> VolumeMount:
-    """A package keeps its name below the server's directory, so that `-m package.module` finds it."""
+def server_mounts(spec: McpServerSpec, packages: Mapping[str, Path]) -> list[VolumeMount]:
+    """What a server's agent sees of the host: the server's source, and the folders that it names.
+
+    A package keeps its name below the server's directory, so that `-m package.module` finds it.
+    """
     source = spec.host_source.resolve(strict=True)
     target = f"{PLUGINS_PATH}/{spec.name}"
     if (source / "__init__.py").is_file():
@@ -187,7 +210,10 @@ def server_mount(spec: McpServerSpec, packages: Mapping[str, Path]) -> VolumeMou
         written = Path(os.path.abspath(spec.host_source)).name  # noqa: PTH100 - it must not follow links
         name = next((name for name, directory in packages.items() if directory == source), written)
         target += f"/{name.replace('.', '/')}"
-    return VolumeMount(str(source), target, readonly=True)
+    folders = [
+        (str(path.resolve(strict=True)), f"{PLUGINS_PATH}/{spec.name}/{name}") for name, path in spec.folders.items()
+    ]
+    return [VolumeMount(path, inside, readonly=True) for path, inside in [(str(source), target), *folders]]
 
 
 # --- skills -------------------------------------------------------------------------------------------------

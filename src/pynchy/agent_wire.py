@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import mimetypes
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ import structlog
 
 from pynchy.fault_points import reached
 from pynchy.tunnel import MAX_TUNNELS, Tunnel
-from pynchy.types import ContainerOutput
+from pynchy.types import Attachment, ContainerOutput
 from pynchy.untrusted import printable_line
 from pynchy.wire import (
     MAX_CONCURRENT_CALLS,
@@ -45,18 +46,11 @@ _MAX_FILE_NAME = 200  # characters
 class HostServices(Protocol):
     """What an agent may reach of the host. Every method acts for one group, the one the pipe belongs to."""
 
-    async def call_tool(self, name: str, arguments: Any) -> Any:
-        """Do what a host tool asks; raise PermissionError or ValueError with the words for the agent."""
-        ...
+    async def call_tool(self, plugin: str | None, name: str, arguments: Any, file: Attachment | None = None) -> Any:
+        """Do what a tool of a plugin's asks, or one of our own; PermissionError and ValueError are for the agent.
 
-    async def call_plugin_tool(self, plugin: str, name: str, arguments: Any) -> str:
-        """Run a plugin's host tool; raise PermissionError or ValueError with the words for the agent."""
-        ...
-
-    async def send_file(self, name: str, arguments: Any, data: bytes) -> str:
-        """Send a file to the group's chat; raise PermissionError or ValueError with the words for the agent.
-
-        `name` is a printable one without a folder, and as untrusted as `arguments`, those of the tool but its path.
+        A `file` has a printable name without a folder, and is as untrusted as the arguments, which are without the
+        one that names it.
         """
         ...
 
@@ -315,25 +309,24 @@ class AgentWire:
 
     async def _call(self, frame: Frame) -> Any:
         if frame.type == "file":
-            return await self._send_file(frame)
+            return await self._call_with_file(frame)
         body = frame.json_body()
         if frame.type == "request":
-            name, plugin = str(frame.fields.get("name")), frame.fields.get("plugin")
-            if plugin is None:
-                return await self._services.call_tool(name, body)
-            return await self._services.call_plugin_tool(str(plugin), name, body)
+            return await self._services.call_tool(*_tool(frame), body)
         session, subpath = _session_key(body)
         if frame.type == "session.subkeys":
             return await self._services.transcript_subpaths(session)
         entries, following = await self._services.load_transcript(session, subpath, _whole_number(body["after"]))
         return {"entries": entries, "next": following}
 
-    async def _send_file(self, frame: Frame) -> str:
+    async def _call_with_file(self, frame: Frame) -> Any:
         if len(frame.body) > MAX_FILE:
             raise ValueError(f"the file is larger than the {MAX_FILE // 1_000_000} MB that can be sent")
-        name = printable_line(_text(frame.fields.get("name")).rpartition("/")[2], _MAX_FILE_NAME)
+        name = printable_line(_text(frame.fields.get("file")).rpartition("/")[2], _MAX_FILE_NAME)
+        name = name if name.strip(".") else "file"
+        media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
         arguments = json.loads(_text(frame.fields.get("arguments")))
-        return await self._services.send_file(name if name.strip(".") else "file", arguments, frame.body)
+        return await self._services.call_tool(*_tool(frame), arguments, Attachment(name, media_type, frame.body))
 
     def _spawn(self, action: Callable[[], Awaitable[None]], size: int) -> asyncio.Task[None]:
         size += _HELD_AT_LEAST
@@ -357,6 +350,12 @@ async def _run(action: Callable[[], Awaitable[None]], container: str) -> None:
         pass  # the agent is gone; its end is reported by the reader
     except Exception:
         log.exception("a call from an agent failed", container=container)
+
+
+def _tool(frame: Frame) -> tuple[str | None, str]:
+    """The plugin whose tool is called, None for our own, and the tool's name."""
+    plugin = frame.fields.get("plugin")
+    return None if plugin is None else str(plugin), str(frame.fields.get("name"))
 
 
 def _text(value: Any) -> str:

@@ -16,16 +16,16 @@ from pynchy.agent_plugins import AgentPlugins
 from pynchy.costs import Costs
 from pynchy.credential import Credential
 from pynchy.egress import Egress
-from pynchy.host_tools import HostTools
+from pynchy.host_tools import HostTools, with_file
 from pynchy.model_gateway import ModelFailure, ModelGateway
-from pynchy.plugin import HostTool
+from pynchy.plugin import HostTool, ToolCall
 from pynchy.plugin._validation import compile_schema
 from pynchy.plugin_calls import PluginRaised, ask_async
 from pynchy.plugin_reports import PluginReports
 from pynchy.router import visible_text
 from pynchy.store import Store
 from pynchy.tunnel import Tunnel
-from pynchy.types import ContainerOutput, Group, PluginReport
+from pynchy.types import Attachment, ContainerOutput, Group, PluginReport
 from pynchy.wire import Frame, FrameWriter
 
 log = structlog.get_logger(__name__)
@@ -76,29 +76,18 @@ class GroupHost:
         """The tools of the server `pynchy`, as the container's side is told of them."""
         return self._tools.offered_to(self._group)
 
-    async def call_tool(self, name: str, arguments: Any) -> str:
-        """Do what a tool of the MCP server `pynchy` asks; ValueError and PermissionError are refusals."""
-        if name == "send_file":
-            raise ValueError("a file comes with its bytes")
-        return await self._tools.call(self._group, name, arguments, by_task=self.task_id != 0)
-
-    async def send_file(self, name: str, arguments: Any, data: bytes) -> str:
-        """Send a file of the agent's to a chat; ValueError and PermissionError are refusals."""
-        if not isinstance(arguments, dict):
-            raise ValueError("the arguments must be an object")
-        return await self._tools.call(
-            self._group, "send_file", {**arguments, "path": name}, data, by_task=self.task_id != 0
-        )
-
-    async def call_plugin_tool(self, plugin: str, name: str, arguments: Any) -> str:
-        """Run a plugin's host tool; ValueError and PermissionError say to the agent why there is no answer."""
+    async def call_tool(self, plugin: str | None, name: str, arguments: Any, file: Attachment | None = None) -> str:
+        """Run a plugin's host tool, or one of the server `pynchy`; ValueError and PermissionError are refusals."""
+        if plugin is None:
+            return await self._tools.call(self._group, name, arguments, file, by_task=self.task_id != 0)
         tool = self.plugins.tools.get(plugin, {}).get(name)
         if tool is None:
             raise PermissionError(f"this chat has no tool {name[:80]!r} of a plugin {plugin[:80]!r}")
-        arguments = compile_schema(tool.input_schema)(arguments)
+        arguments = compile_schema(tool.input_schema)(with_file(arguments, tool.file, file))
+        call = ToolCall(self._group, file)
         try:
             async with asyncio.timeout(tool.timeout):
-                return _text(tool, await ask_async(lambda: tool.handler(arguments)))
+                return _text(tool, await ask_async(lambda: tool.handler(arguments, call)))
         except TimeoutError:
             raise ValueError(f"{name} gave no answer within {tool.timeout:g} s, and was stopped") from None
         except PluginRaised as raised:

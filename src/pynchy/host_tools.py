@@ -29,7 +29,7 @@ from pynchy.schedule import Schedule
 from pynchy.store import Store
 from pynchy.tasks import Task
 from pynchy.turns import Turns
-from pynchy.types import GROUP_SETTINGS, Group, valid_folder
+from pynchy.types import GROUP_SETTINGS, Attachment, Group, valid_folder
 
 log = structlog.get_logger(__name__)
 
@@ -117,7 +117,7 @@ class Administration(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a tool: whose agent makes it, whose group it is about, with what; `data` is a file's bytes.
+    """One call of a tool: whose agent makes it, whose group it is about, with what, and the file that it names.
 
     `task` is the one that it names. `by_task`: a scheduled task makes the call, of which the chat's conversation does
     not know.
@@ -126,7 +126,7 @@ class Call:
     caller: Group
     target: Group
     arguments: dict[str, Any]
-    data: bytes = b""
+    file: Attachment | None = None
     task: Task | None = None
     by_task: bool = False
 
@@ -141,11 +141,15 @@ _Handler = Callable[["HostTools", Call], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A tool: what the model reads of it, the schema of its arguments, and who carries it out."""
+    """A tool: what the model reads of it, the schema of its arguments, and who carries it out.
+
+    `file` names the argument that is a path in the container, and comes with what is there.
+    """
 
     description: str
     schema: Mapping[str, Any]
     handler: _Handler
+    file: str | None = None
 
     def described(self, name: str, for_main: bool) -> dict[str, Any]:
         """What the container's side is told of it; only main is told that it may name another group."""
@@ -156,6 +160,7 @@ class Tool:
             "name": name,
             "description": self.description,
             "input_schema": {**self.schema, "properties": properties},
+            "file": self.file,
         }
 
 
@@ -177,20 +182,22 @@ class HostTools:
             if any(who == caller for who, _ in RIGHTS[name])
         ]
 
-    async def call(self, caller: Group, name: str, arguments: Any, data: bytes = b"", by_task: bool = False) -> str:
+    async def call(
+        self, caller: Group, name: str, arguments: Any, file: Attachment | None = None, by_task: bool = False
+    ) -> str:
         """Do what a call asks and return what to tell the agent; ValueError and PermissionError are refusals."""
         tool = TOOLS.get(name)
         if tool is None:
             raise ValueError(f"there is no tool {name[:80]!r}")
         await self._turns.wait(caller.folder)
-        arguments = compile_schema(tool.schema)(arguments)
+        arguments = compile_schema(tool.schema)(with_file(arguments, tool.file, file))
         task = await self._task(caller, arguments["task"]) if "task" in arguments else None
         target = self._target(caller, name, arguments, task)
         whose: Target = "own" if target.jid == caller.jid else "foreign"
         if ("main" if caller.is_main else "other", whose) not in RIGHTS[name]:
             raise PermissionError(_refusal(caller, name, whose))
         log.info("a host tool is called", group=caller.folder, tool=name, target=target.folder)
-        return await tool.handler(self, Call(caller, target, arguments, data, task, by_task))
+        return await tool.handler(self, Call(caller, target, arguments, file, task, by_task))
 
     async def _task(self, caller: Group, number: int) -> Task:
         task = await self._store.tasks.get(number)
@@ -226,12 +233,14 @@ class HostTools:
     async def _send_file(self, call: Call) -> str:
         if not self._groups.sends_files(call.target.jid):
             raise ValueError("the channel of this chat carries no files: say what is in it instead")
-        name = safe_name(call.arguments["path"])
+        assert call.file
+        data = call.file.data or b""
+        name = safe_name(call.file.name)
         caption = visible_text(call.arguments.get("caption", ""))
-        file = await asyncio.to_thread(_keep_file, self._settings.home, call.caller.folder, name, call.data)
+        file = await asyncio.to_thread(_keep_file, self._settings.home, call.caller.folder, name, data)
         await self._store.enqueue(call.target.jid, caption, "message", file=file, unseen=call.unseen)
         self._groups.wake_outbox()
-        return f"File {name} sent, {len(call.data)} bytes."
+        return f"File {name} sent, {len(data)} bytes."
 
     async def _search_history(self, call: Call) -> str:
         return await self._store.look(
@@ -388,6 +397,19 @@ def _keep_file(home: Path, folder: str, name: str, data: bytes) -> str:
     return f"{folder}/{directory.name}/{name}"
 
 
+def with_file(arguments: Any, argument: str | None, file: Attachment | None) -> Any:
+    """A call's arguments with the file's name in the one that names it; ValueError for a path without its bytes."""
+    if file is None:
+        if isinstance(arguments, dict) and argument in arguments:
+            raise ValueError("a file comes with its bytes")
+        return arguments
+    if argument is None:
+        raise ValueError("this tool takes no file")
+    if not isinstance(arguments, dict):
+        raise ValueError("the arguments must be an object")
+    return {**arguments, argument: file.name}
+
+
 # --- the tools, as the model sees them ----------------------------------------------------------------------
 
 
@@ -444,6 +466,7 @@ TOOLS: Mapping[str, Tool] = {
             group=_GROUP,
         ),
         HostTools._send_file,
+        file="path",
     ),
     "search_history": Tool(
         "Search all that was said in this chat, by words, also long before this conversation.",

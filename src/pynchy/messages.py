@@ -19,6 +19,8 @@ def nothing_asks(sender: str, content: str, is_from_me: bool, at: datetime) -> b
 
 #: So many messages that nobody asked to have answered are context for one that is.
 MOST_CONTEXT = 1000
+#: So many characters of what a message replies to.
+MOST_QUOTED = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Said:
 class StoredMessage:
     """A message with its row id. `attempts` counts how often an answer was tried and did not come.
 
-    One that does not ask for an answer is context for one that does.
+    One that does not ask for an answer is context for one that does. `message_id`, `reply_to` and `edits` are the
+    channel's ids, `quote` what it replies to.
     """
 
     id: int
@@ -57,6 +60,10 @@ class StoredMessage:
     attempts: int = 0
     asks: bool = True
     attachments: tuple[KeptAttachment, ...] = ()
+    message_id: str = ""
+    reply_to: str | None = None
+    quote: str | None = None
+    edits: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +124,24 @@ def batch(
 
 
 def stored(
-    row_id: int, sender_name: str, content: str, timestamp: str, attempts: int, asks: int, attachments: str
+    row_id: int,
+    sender_name: str,
+    content: str,
+    timestamp: str,
+    attempts: int,
+    asks: int,
+    attachments: str,
+    message_id: str,
+    reply_to: str | None,
+    quote: str | None,
+    edits: str | None,
 ) -> StoredMessage:
     """A message of its columns."""
     kept = tuple(KeptAttachment(**one) for one in json.loads(attachments))
-    return StoredMessage(row_id, sender_name, content, datetime.fromisoformat(timestamp), attempts, bool(asks), kept)
+    at = datetime.fromisoformat(timestamp)
+    return StoredMessage(
+        row_id, sender_name, content, at, attempts, bool(asks), kept, message_id, reply_to, quote, edits
+    )
 
 
 def as_ids(ids: Iterable[int]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from xml.sax.saxutils import escape, quoteattr
 from zoneinfo import ZoneInfo
 
@@ -17,6 +18,9 @@ from pynchy.workspace import ATTACHMENTS_PATH
 _INTERNAL = re.compile(r"<internal>.*?(?:</internal>|\Z)", re.DOTALL | re.IGNORECASE)
 #: A command, as `/status`, or `/status@name` where several programs listen to one chat.
 _COMMAND = re.compile(r"/([A-Za-z][A-Za-z0-9_-]{0,31})(?:@\S+)?(?:\s+(.*))?", re.DOTALL)
+
+#: A line that opens or closes a block of code.
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^`\n]*)$", re.MULTILINE)
 
 
 # --- in -----------------------------------------------------------------------------------------------------
@@ -78,8 +82,8 @@ def format_prompt(
     """The messages as the agent reads them, each with its sender and local time, escaped as XML.
 
     Those that are only context say so, and so do texts of the assistant's own that its conversation does not
-    know. A file that came with a message is named by where the agent finds it, and so is `earlier`, one with what
-    was said before.
+    know. A message is named by its channel's id, by which others reply to it or put it right. A file that came with
+    a message is named by where the agent finds it, and so is `earlier`, one with what was said before.
     """
     lines = [(message.timestamp, _message(message, zone)) for message in messages]
     lines += [(one.timestamp, _element(assistant, one.timestamp, zone, escape(one.text), False)) for one in said]
@@ -97,14 +101,24 @@ def format_task(task_id: int, prompt: str, now: datetime, zone: ZoneInfo) -> str
 
 
 def _message(message: StoredMessage, zone: ZoneInfo) -> str:
-    text = escape(message.content) + "".join(_attachment(one) for one in message.attachments)
-    return _element(message.sender_name, message.timestamp, zone, text, message.asks)
+    quote = f"<quote>{escape(message.quote)}</quote>" if message.quote else ""
+    text = quote + escape(message.content) + "".join(_attachment(one) for one in message.attachments)
+    ids = {"id": message.message_id, "reply_to": message.reply_to, "edits": message.edits}
+    return _element(message.sender_name, message.timestamp, zone, text, message.asks, ids)
 
 
-def _element(sender: str, at: datetime, zone: ZoneInfo, inner: str, asks: bool) -> str:
+def _element(
+    sender: str,
+    at: datetime,
+    zone: ZoneInfo,
+    inner: str,
+    asks: bool,
+    ids: Mapping[str, str | None] = MappingProxyType({}),
+) -> str:
     when = at.astimezone(zone).isoformat(timespec="seconds")
     context = "" if asks else ' context="yes"'
-    return f'<message sender={quoteattr(sender)} time="{when}"{context}>{inner}</message>'
+    named = "".join(f" {name}={quoteattr(one)}" for name, one in ids.items() if one)
+    return f'<message sender={quoteattr(sender)} time="{when}"{named}{context}>{inner}</message>'
 
 
 def _attachment(one: KeptAttachment) -> str:
@@ -125,22 +139,56 @@ def next_part(channel: Channel, text: str, sent: int, assistant_name: str) -> tu
     """What to send next of a text of which `sent` characters have been sent, and how many there will be then.
 
     A text longer than the channel's `max_message_length` is split, at the end of a paragraph, line or word where
-    there is one in the second half of a part. Where others write in a chat too, the first part begins with the
-    assistant's name.
+    there is one in the second half of a part; a block of code that is split is closed and opened again. Where others
+    write in a chat too, the first part begins with the assistant's name.
     """
     prefix = f"{assistant_name}: " if sent == 0 and getattr(channel, "prefix_assistant_name", True) else ""
     longest = getattr(channel, "max_message_length", None)
     rest = text[sent:]
-    room = max(1, longest - len(prefix)) if isinstance(longest, int) and longest > 0 else len(rest)
-    if len(rest) <= room:
+    if not isinstance(longest, int) or longest < 1:
         return prefix + rest, len(text)
-    end = room
+    if (opening := _open_block(text[:sent])) and len(opening) < longest // 4:
+        prefix += f"{opening}\n"
+    if len(prefix) + len(rest) <= longest:
+        return prefix + rest, len(text)
+    room = max(1, longest - len(prefix))
+    end = _end_of_part(rest, room)
+    closing = _closing(text[: sent + end])
+    if closing and len(closing) < longest // 4:
+        end = _end_of_part(rest, max(1, room - len(closing)))
+        closing = _closing(text[: sent + end])
+    else:
+        closing = ""
+    part = rest[:end]
+    if closing:
+        end += rest[end : end + 1] == "\n"  # what follows may be indented
+    else:
+        while end < len(rest) and rest[end].isspace():
+            end += 1
+    return prefix + part + closing, sent + end
+
+
+def _end_of_part(rest: str, room: int) -> int:
     for separator in ("\n\n", "\n", " "):
         found = rest.rfind(separator, room // 2, room + 1)
         if found > 0:
-            end = found
-            break
-    part = rest[:end]
-    while end < len(rest) and rest[end].isspace():
-        end += 1
-    return prefix + part, sent + end
+            return found
+    return room
+
+
+def _open_block(text: str) -> str:
+    """The line that opened the fenced block (as in CommonMark) in which a text ends; "" where it ends in none."""
+    opening, marks = "", ""
+    for line in _FENCE.finditer(text):
+        if not opening:
+            opening, marks = line[0].strip(), line[1]
+        elif line[1].startswith(marks) and not line[2].strip():
+            opening = ""
+    return opening
+
+
+def _closing(text: str) -> str:
+    """What closes the block of code in which a text ends."""
+    opening = _open_block(text)
+    marks = _FENCE.match(opening)
+    return f"\n{marks[1]}" if marks else ""

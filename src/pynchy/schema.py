@@ -208,6 +208,11 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (day, folder, task_id, model)
     );
     """,
+    """
+    -- What a message replies to, in its words, and the message that it puts right.
+    ALTER TABLE messages ADD COLUMN quote TEXT;
+    ALTER TABLE messages ADD COLUMN edits TEXT;
+    """,
 )
 
 

@@ -23,6 +23,7 @@ from pynchy.destinations import Destinations
 from pynchy.group_rows import GROUP_COLUMNS, end_session, group_columns, groups_in
 from pynchy.messages import (
     MOST_CONTEXT,
+    MOST_QUOTED,
     KeptAttachment,
     Outcome,
     Said,
@@ -251,12 +252,15 @@ class Store:
             message.thread and as_key(message.thread),
             asks,
             json.dumps([asdict(one) for one in attachments]),
+            message.quote and as_text(message.quote)[:MOST_QUOTED],
+            message.edits and as_key(message.edits),
         )
 
         def add(db: sqlite3.Connection) -> int | None:
             row = db.execute(
                 "INSERT INTO messages (chat_jid, message_id, sender, sender_name, content, timestamp, is_from_me,"
-                " reply_to, thread, asks, attachments) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                " reply_to, thread, asks, attachments, quote, edits)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (chat_jid, message_id) DO NOTHING RETURNING id",
                 values,
             ).fetchone()
@@ -299,8 +303,8 @@ class Store:
                 return []
             leave_unseen(db, jid, first)
             rows = db.execute(
-                "SELECT id, sender_name, content, timestamp, attempts, asks, attachments FROM messages"
-                " WHERE chat_jid = ? AND state = 'pending' ORDER BY id LIMIT ?",
+                "SELECT id, sender_name, content, timestamp, attempts, asks, attachments, message_id, reply_to, quote,"
+                " edits FROM messages WHERE chat_jid = ? AND state = 'pending' ORDER BY id LIMIT ?",
                 (jid, MOST_CONTEXT + most),
             )
             taken = batch([stored(*row) for row in rows], most, characters, alone)

@@ -39,7 +39,9 @@ class NewMessage:
     """A chat message as a channel received it.
 
     `id` is the channel's own id and makes a redelivery harmless: the same (`chat_jid`, `id`) is stored once.
-    `timestamp` is aware, in UTC.
+    `timestamp` is aware, in UTC. `reply_to` is the id of the message that it replies to, and `quote` that one's text,
+    as far as the channel knows it. `edits` is the id of an earlier message that this one, with an id of its own, puts
+    right.
     """
 
     id: str
@@ -52,6 +54,8 @@ class NewMessage:
     reply_to: str | None = None
     thread: str | None = None
     attachments: tuple[Attachment, ...] = ()
+    quote: str | None = None
+    edits: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from pynchy.plugin import (
     NewMessage,
     PluginContext,
     SkillPlugin,
+    ToolCall,
     ToolPlugin,
 )
 from pynchy_sample import hooks
@@ -102,29 +103,29 @@ class Vault(ToolPlugin):
         ]
 
 
-async def _sign(arguments: dict[str, Any]) -> str:
+async def _sign(arguments: dict[str, Any], call: ToolCall) -> str:
     secret = os.environ[SECRET_VARIABLE]
     return f"{arguments['word']} is signed with {len(secret)} characters"
 
 
-async def _sleep(arguments: dict[str, Any]) -> str:
+async def _sleep(arguments: dict[str, Any], call: ToolCall) -> str:
     await asyncio.Event().wait()
     return "never"
 
 
-async def _fail(arguments: dict[str, Any]) -> str:
+async def _fail(arguments: dict[str, Any], call: ToolCall) -> str:
     raise RuntimeError(f"a secret in an error: {os.environ[SECRET_VARIABLE]}")
 
 
-async def _leave(arguments: dict[str, Any]) -> str:
+async def _leave(arguments: dict[str, Any], call: ToolCall) -> str:
     raise SystemExit(3)
 
 
-async def _refuse(arguments: dict[str, Any]) -> str:
+async def _refuse(arguments: dict[str, Any], call: ToolCall) -> str:
     raise PermissionError("not on a Sunday")
 
 
-async def _count(arguments: dict[str, Any]) -> Any:
+async def _count(arguments: dict[str, Any], call: ToolCall) -> Any:
     return 7
 
 

@@ -12,7 +12,7 @@ import pytest
 from mcp import Client, MCPError, StdioServerParameters
 
 from pynchy.agent_environment import AgentEnvironment
-from pynchy.agent_plugins import plugin_parts, server_mount
+from pynchy.agent_plugins import plugin_parts, server_mounts
 from pynchy.plugin import State, discover_plugins
 from pynchy.types import Group
 from pynchy.workspace import stage_runner
@@ -49,7 +49,7 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             pytest.skip("there is no agent's environment: `pynchy image build --runtime bubblewrap` makes one")
         python = str(_AGENT_PYTHON)
     spec = HelloPlugin().mcp_server_spec()
-    mount = server_mount(spec, {})
+    (mount,) = server_mounts(spec, {})
     inside = tmp_path / mount.container_path.lstrip("/")
     inside.parent.mkdir(parents=True)
     inside.symlink_to(mount.host_path)

@@ -18,6 +18,7 @@ from pynchy.plugin._contracts import (
     PluginContext,
     RuntimePlugin,
     SkillPlugin,
+    ToolCall,
     ToolPlugin,
 )
 from pynchy.plugin._discovery import GROUP, GROUP_OF_COMMANDS, discover_plugins
@@ -72,6 +73,7 @@ __all__ = [
     "RuntimeUnavailable",
     "SkillPlugin",
     "State",
+    "ToolCall",
     "ToolPlugin",
     "VolumeMount",
     "discover_plugins",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pynchy.types import Channel, Group, NewMessage
+from pynchy.types import Attachment, Channel, Group, NewMessage
 
 if TYPE_CHECKING:
     import logging
@@ -43,6 +43,9 @@ class McpServerSpec:
     `/workspace/plugins/{name}`; `/workspace/plugins/{name}` is put first on the server's `PYTHONPATH`. What the
     server may write and finds again at its next start is the folder named in its variable `PYNCHY_DATA`, one a
     plugin and group. The agent can read `env`: a secret does not belong there.
+
+    `folders` are others that the server reads, a model or a dictionary, wherever the host has them: each is mounted
+    read-only at `/workspace/plugins/{name}/{key}`, beside the package, and the agent can read it.
     """
 
     name: str
@@ -50,22 +53,36 @@ class McpServerSpec:
     args: list[str]
     env: dict[str, str] = field(repr=False)  # it may hold a key all the same, and reprs end up in logs
     host_source: Path
+    folders: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """Whose agent calls a host tool, and the file that the call names, where the tool takes one and it does.
+
+    The file's name is printable and without a folder; it is as untrusted as its bytes, which are in `data`.
+    """
+
+    group: Group
+    file: Attachment | None = None
 
 
 @dataclass(frozen=True)
 class HostTool:
     """A tool that the agent calls and the host runs, with the host's rights and secrets.
 
-    `input_schema` is a JSON Schema object; `handler` gets the checked arguments and returns the text the agent
-    sees. A ValueError or PermissionError that it raises reaches the agent in its words, anything else only by
-    its type. A call that takes longer than `timeout` seconds is cancelled.
+    `input_schema` is a JSON Schema object; `handler` gets the checked arguments and whose they are, and returns the
+    text the agent sees. A ValueError or PermissionError that it raises reaches the agent in its words, anything else
+    only by its type. A call that takes longer than `timeout` seconds is cancelled. `file` is the name of a string
+    argument that is a path in the agent's container: the file there, of at most 45 MB, comes with the call.
     """
 
     name: str
     description: str
     input_schema: Mapping[str, Any]
-    handler: Callable[[dict[str, Any]], Awaitable[str]]
+    handler: Callable[[dict[str, Any], ToolCall], Awaitable[str]]
     timeout: float = 60.0
+    file: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -68,7 +69,42 @@ def check_server_spec(spec: Any, packages: Mapping[str, Path]) -> McpServerSpec:
     if not isinstance(spec.env, dict) or not all(isinstance(text, str) for pair in spec.env.items() for text in pair):
         raise InvalidPlugin("the env of its MCP server does not map strings to strings", "use strings in `env`")
     check_source(spec.host_source, packages)
+    _check_folders(spec)
     return spec
+
+
+def _check_folders(spec: McpServerSpec) -> None:
+    """Folders of the host that every agent may read; never one that holds more than somebody means to show."""
+    if not isinstance(spec.folders, Mapping):
+        raise InvalidPlugin("the folders of its MCP server are no mapping", "map names to paths in `folders`")
+    if spec.folders and not (spec.host_source / "__init__.py").is_file():
+        raise InvalidPlugin(
+            "its MCP server has folders beside a source that is no package",
+            "make the source a package, with __init__.py",
+        )
+    for name, path in spec.folders.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+            raise InvalidPlugin(
+                f"a folder of its MCP server is called {name!r}", "name it with letters, digits, `-`, `_`"
+            )
+        if not isinstance(path, Path) or not path.is_absolute():
+            raise InvalidPlugin(f"the folder {name!r} of its MCP server is {path!r}", "give an absolute pathlib.Path")
+        try:
+            real = path.resolve(strict=True)
+        except (OSError, RuntimeError, ValueError):
+            real = None
+        if real is None or not real.is_dir():
+            raise InvalidPlugin(
+                f"the folder {name!r} of its MCP server, {path}, is no directory", "make it, or name another"
+            )
+        if real in (Path.home().resolve(), *Path.home().resolve().parents):
+            raise InvalidPlugin(
+                f"the folder {name!r} of its MCP server, {path}, holds a whole home", "name what the server needs alone"
+            )
+        if name in (spec.host_source.name, spec.host_source.resolve().name):
+            raise InvalidPlugin(
+                f"the folder {name!r} of its MCP server is called like its package", "name it otherwise"
+            )
 
 
 def check_source(source: Any, packages: Mapping[str, Path]) -> Path:
@@ -190,10 +226,25 @@ def check_tools(tools: Any) -> list[HostTool]:
             raise InvalidPlugin(f"the tool {tool.name} has no description", "say in it what the tool is good for")
         if not callable(tool.handler):
             raise InvalidPlugin(f"the handler of the tool {tool.name} cannot be called", "use an async function")
+        if not _takes_two(tool.handler):
+            raise InvalidPlugin(
+                f"the handler of the tool {tool.name} does not take the arguments and the call",
+                "write it as `async def handler(arguments, call)`",
+            )
         if not isinstance(tool.timeout, int | float) or not 0 < tool.timeout <= 3600:
             raise InvalidPlugin(f"the timeout of the tool {tool.name} is {tool.timeout!r}", "use 1 to 3600 seconds")
         _check_schema(tool)
     return tools
+
+
+def _takes_two(handler: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(handler).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature to be seen
+        pass
+    return True
 
 
 def _check_schema(tool: HostTool) -> None:
@@ -209,6 +260,11 @@ def _check_schema(tool: HostTool) -> None:
             f"the input_schema of the tool {tool.name} describes no object",
             'begin it with {"type": "object", "properties": {...}}',
         )
+    if tool.file is not None and not _is_text(plain.get("properties", {}).get(tool.file)):
+        raise InvalidPlugin(
+            f"the file of the tool {tool.name} is to come with {tool.file!r}, which is no string among its arguments",
+            'name one with {"type": "string"} in the input_schema',
+        )
     try:
         compile_schema(plain)
     except Exception as error:
@@ -216,6 +272,10 @@ def _check_schema(tool: HostTool) -> None:
             f"the input_schema of the tool {tool.name} is no JSON Schema: {' '.join(str(error).split())[:200]}",
             "correct it by json-schema.org, draft 7",
         ) from None
+
+
+def _is_text(schema: Any) -> bool:
+    return isinstance(schema, dict) and schema.get("type") == "string"
 
 
 def compile_schema(schema: Mapping[str, Any]) -> Callable[[Any], Any]:

@@ -37,6 +37,7 @@ _INTERRUPTED = "[Request interrupted by user"
 _CHAT_MESSAGE = re.compile(r"<message\b([^>]*)>(.*?)</message>", re.DOTALL)
 _CHAT_BATCH = re.compile(r"<messages\b[^>]*>(.*)</messages>", re.DOTALL)
 _ATTACHMENT = re.compile(r"<attachment\b([^>]*)/>")
+_QUOTE = re.compile(r"\A<quote>.*?</quote>", re.DOTALL)
 _ATTRIBUTE = re.compile(r"""(\w+)=("[^"]*"|'[^']*')""")
 _IMAGE_DATA = re.compile(rb'"data": ?"[^"]*"')
 _TOOL_LINE = re.compile(r"^/tool\s+(\S+)(?:\s+(\{.*\}))?\s*$")
@@ -232,7 +233,8 @@ def _last_prompt(messages: list[dict[str, Any]]) -> tuple[str, list[str], list[s
 def unwrap(text: str) -> str:
     """The chat text inside Pynchy's prompt format, unescaped; other text as it is.
 
-    Messages that are only context count where there are no others; an attachment is a line with its path.
+    Messages that are only context count where there are no others; an attachment is a line with its path, and what
+    a message quotes is left out.
     """
     batch = _CHAT_BATCH.search(text)
     if batch is None:
@@ -243,7 +245,7 @@ def unwrap(text: str) -> str:
 
 
 def _plain(inner: str) -> str:
-    return html.unescape(_ATTACHMENT.sub(_attachment_line, inner)).strip()
+    return html.unescape(_ATTACHMENT.sub(_attachment_line, _QUOTE.sub("", inner))).strip()
 
 
 def _attachment_line(element: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
 """The MCP server `pynchy` and one for each plugin with host tools: what the agent may ask of the host, as tools.
 
-It decides nothing, and what tools there are the host says. Each call becomes a `request` frame, one of `send_file` a
-`file` frame with the file in it; the host knows who is asking by the pipe it came through, checks, acts, and its answer
-or refusal is the tool's result.
+It decides nothing, and what tools there are the host says. Each call becomes a `request` frame, or a `file` frame with
+the file in it where an argument names one; the host knows who is asking by the pipe it came through, checks, acts, and
+its answer or refusal is the tool's result.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from pynchy.wire import MAX_FILE
 
 SERVER_NAME = "pynchy"
 
-#: Our own tool whose argument `path` is read in here, for no path of a container means anything to the host.
-_SEND_FILE = "send_file"
-#: What else it is given travels in a frame's head, as JSON in JSON, and that is a line of at most 64 KiB.
+#: What a call with a file is given besides travels in a frame's head, as JSON in JSON: a line of at most 64 KiB.
 _MAX_ARGUMENTS = 30_000  # bytes
 
-Described = dict[str, Any]  # name, description, input_schema
+#: name, description, input_schema; `file` names the argument that is a path in here, which means nothing to the host.
+Described = dict[str, Any]
 Ask = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
@@ -43,15 +42,14 @@ def _server(link: HostLink, name: str, tools: list[Described], plugin: str | Non
 
 
 def _tool(link: HostLink, described: Described, plugin: str | None) -> SdkMcpTool[Any]:
-    name = described["name"]
+    name, file = described["name"], described.get("file")
 
-    async def request(arguments: dict[str, Any]) -> Any:
+    async def ask(arguments: dict[str, Any]) -> Any:
+        if file in arguments:
+            data, given = await _with_file(arguments, file)
+            return await link.hand_over(data, name=name, plugin=plugin, **given)
         return await link.request("request", arguments, name=name, plugin=plugin)
 
-    async def send_file(arguments: dict[str, Any]) -> Any:
-        return await _send_file(link, arguments)
-
-    ask = send_file if plugin is None and name == _SEND_FILE else request
     return SdkMcpTool(name, described["description"], described["input_schema"], handler=_handler(ask))
 
 
@@ -66,11 +64,10 @@ def _handler(ask: Ask) -> Ask:
     return call
 
 
-async def _send_file(link: HostLink, arguments: dict[str, Any]) -> Any:
-    given = dict(arguments)
-    path = WORKSPACE / "group" / str(given.pop("path", ""))
-    rest = json.dumps(given, ensure_ascii=False)
+async def _with_file(arguments: dict[str, Any], argument: str) -> tuple[bytes, dict[str, str]]:
+    """The file that an argument names, its name, and the other arguments as JSON."""
+    path = WORKSPACE / "group" / str(arguments[argument])
+    rest = json.dumps({name: value for name, value in arguments.items() if name != argument}, ensure_ascii=False)
     if len(rest.encode("utf-8", "surrogatepass")) > _MAX_ARGUMENTS:
         raise Unreadable("what you say beside the path is too long: shorten it, or put it into a message of its own")
-    data = await asyncio.to_thread(read_whole, path, MAX_FILE)
-    return await link.hand_over(data, name=path.name, arguments=rest)
+    return await asyncio.to_thread(read_whole, path, MAX_FILE), {"file": path.name, "arguments": rest}
