@@ -16,7 +16,7 @@ import pytest
 from pynchy.messages import KeptAttachment, StoredMessage
 from pynchy.router import format_prompt, format_task
 from pynchy.testing import Cut, Fail, ScriptedModel, Stall
-from pynchy.testing.scripted_model import ToolCall, respond, tool_calls
+from pynchy.testing.scripted_model import ToolCall, respond, tool_calls, unwrap
 
 pytestmark = pytest.mark.anyio
 
@@ -140,6 +140,14 @@ _NOW = datetime.now(UTC)
 _CONTEXT = StoredMessage(1, 'Eve" context="no', "only so that you know", _NOW, asks=False)
 _ASKED = StoredMessage(2, 'Ada" context="yes', "and now?", _NOW)
 _FILES = (KeptAttachment("a > b/.png", "image/png", 1, "7-a.png"), KeptAttachment("x", "x/x", 1))
+
+
+def test_a_tool_line_can_name_the_file_that_came_with_the_message() -> None:
+    line = '/tool Read {"path": "$attachment"}'
+    came = prompt(StoredMessage(1, "Ada", line, _NOW, attachments=_FILES))
+    assert tool_calls(unwrap(came)) == [ToolCall("Read", {"path": "/workspace/attachments/7-a.png"})]
+    alone = prompt(StoredMessage(1, "Ada", line, _NOW))
+    assert tool_calls(unwrap(alone)) == [ToolCall("Read", {"path": "$attachment"})]
 
 
 @pytest.mark.parametrize(

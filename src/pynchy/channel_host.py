@@ -17,7 +17,7 @@ from pynchy.plugin import Attachment, Channel, ChannelPlugin, Group, NewMessage,
 from pynchy.plugin._crashes import watched
 from pynchy.plugin._errors import PluginRaised, ask
 from pynchy.plugin._settings import plugin_config, plugin_data_dir
-from pynchy.plugin_calls import ask_async
+from pynchy.plugin_calls import ask_async, ask_quietly
 from pynchy.plugin_reports import PluginReports
 from pynchy.types import PluginReport
 
@@ -117,7 +117,7 @@ class ChannelHost:
             self._behind.wake_outbox()
             await self._reports.note([PluginReport(name, "channel")])
             if sync := getattr(channel, "sync_metadata", None):
-                self._spawn(_quietly("sync_metadata", name, sync))
+                self._spawn(ask_quietly("sync_metadata", name, sync, _CONNECT_WITHIN))
             await self._until_dropped(channel)
             log.warning("a channel has lost its connection", plugin=name)
             await _disconnect(name, channel)
@@ -160,10 +160,10 @@ class ChannelHost:
     async def _show_typing(self, jid: str, set_typing: Callable[[str, bool], Awaitable[None]]) -> None:
         try:
             while True:
-                await _quietly("set_typing", jid, lambda: set_typing(jid, True))
+                await ask_quietly("set_typing", jid, lambda: set_typing(jid, True), _CONNECT_WITHIN)
                 await asyncio.sleep(_TYPING_EVERY)
         finally:
-            self._spawn(_quietly("set_typing", jid, lambda: set_typing(jid, False)))
+            self._spawn(ask_quietly("set_typing", jid, lambda: set_typing(jid, False), _CONNECT_WITHIN))
 
     def _spawn(self, action: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(action)
@@ -217,16 +217,7 @@ def _is_connected(channel: Channel) -> bool:
 
 
 async def _disconnect(name: str, channel: Channel) -> None:
-    await _quietly("disconnect", name, channel.disconnect)
-
-
-async def _quietly(what: str, subject: str, call: Callable[[], Awaitable[None]]) -> None:
-    """Something nothing depends on: what it raises, or that it takes too long, is a line in the log."""
-    try:
-        async with asyncio.timeout(_DISCONNECT_WITHIN if what == "disconnect" else _CONNECT_WITHIN):
-            await ask_async(call)
-    except (PluginRaised, TimeoutError) as error:
-        log.warning("a channel failed", call=what, subject=subject, error=str(error) or "it took too long")
+    await ask_quietly("disconnect", name, channel.disconnect, _DISCONNECT_WITHIN)
 
 
 def _check_message(message: Any, channel: Channel | None) -> None:

@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import structlog
+
 from pynchy.plugin._errors import PluginRaised, in_words
 
-__all__ = ["PluginRaised", "ask_async"]
+__all__ = ["PluginRaised", "ask_async", "ask_quietly"]
+
+log = structlog.get_logger(__name__)
 
 _Answer = TypeVar("_Answer")
 
@@ -30,3 +34,13 @@ async def ask_async(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
     except BaseException as error:
         # SystemExit in a task would end the event loop.
         raise PluginRaised(in_words(error)) from error
+
+
+async def ask_quietly(what: str, subject: str, call: Callable[[], Awaitable[_Answer]], within: float) -> _Answer | None:
+    """Await what nothing depends on: that it raises, or takes longer than so many seconds, is a line in the log."""
+    try:
+        async with asyncio.timeout(within):
+            return await ask_async(call)
+    except (PluginRaised, TimeoutError) as error:
+        log.warning("a channel failed", call=what, subject=subject, error=str(error) or "it took too long")
+        return None

@@ -6,13 +6,11 @@ A note is no message: it is not stored, nothing waits for it, and one that canno
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 import structlog
 
-from pynchy.plugin_calls import PluginRaised, ask_async
+from pynchy.plugin_calls import ask_quietly
 from pynchy.router import visible_text
 from pynchy.types import Channel
 
@@ -77,33 +75,17 @@ class Progress:
         if channel is None:
             return None
         send = getattr(channel, "send_note", None) or channel.send_message
-        if getattr(channel, "prefix_assistant_name", True):
-            text = f"{self._assistant_name}: {text}"
-        with contextlib.suppress(_Failed):
-            message_id = await _ask(channel, lambda: send(jid, text))
-            if isinstance(message_id, str) and hasattr(channel, "edit_message"):
-                return message_id
-        return None
+        note = self._prefixed(channel, text)
+        message_id = await ask_quietly("a note", channel.name, lambda: send(jid, note), _SEND_WITHIN)
+        return message_id if isinstance(message_id, str) and hasattr(channel, "edit_message") else None
 
     async def _edit(self, jid: str, message_id: str, text: str) -> None:
         channel = self._owner_of(jid)
         edit = getattr(channel, "edit_message", None)
         if channel is None or edit is None:
             return
-        if getattr(channel, "prefix_assistant_name", True):
-            text = f"{self._assistant_name}: {text}"
-        with contextlib.suppress(_Failed):
-            await _ask(channel, lambda: edit(jid, message_id, text))
+        note = self._prefixed(channel, text)
+        await ask_quietly("edit_message", channel.name, lambda: edit(jid, message_id, note), _SEND_WITHIN)
 
-
-class _Failed(Exception):
-    """The channel did not take it."""
-
-
-async def _ask(channel: Channel, call: Callable[[], Awaitable[Any]]) -> Any:
-    try:
-        async with asyncio.timeout(_SEND_WITHIN):
-            return await ask_async(call)
-    except (PluginRaised, TimeoutError) as error:
-        log.warning("a channel did not take a note", channel=channel.name, error=str(error) or "it took too long")
-        raise _Failed from None
+    def _prefixed(self, channel: Channel, text: str) -> str:
+        return f"{self._assistant_name}: {text}" if getattr(channel, "prefix_assistant_name", True) else text

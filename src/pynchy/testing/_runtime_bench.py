@@ -254,6 +254,7 @@ class Bench:
             stderr=subprocess.PIPE,
             bufsize=0,
             env={name: os.environ[name] for name in CLIENT_VARIABLES if name in os.environ},
+            cwd=self.place,  # Podman leaves a file there when a container runs out of memory
             start_new_session=True,
         )
         container = Container(container_name, process, runner)

@@ -2,8 +2,8 @@
 
 A line `/tool NAME {json}` of the last user message makes it call that tool (several lines: several calls, in
 order) and then answer with the tools' results; any other text is answered `You said: TEXT`, with a line for each
-image. It is the demo model and the model of the tests, and it can fail on demand: status codes, a stall, a cut
-connection.
+image. In such a line, `$attachment` is the path of the first file that came with the message. It is the demo model
+and the model of the tests, and it can fail on demand: status codes, a stall, a cut connection.
 
 Wire format: https://docs.anthropic.com/en/api/messages and .../messages-streaming.
 """
@@ -38,6 +38,7 @@ _CHAT_MESSAGE = re.compile(r"<message\b([^>]*)>(.*?)</message>", re.DOTALL)
 _CHAT_BATCH = re.compile(r"<messages\b[^>]*>(.*)</messages>", re.DOTALL)
 _ATTACHMENT = re.compile(r"<attachment\b([^>]*)/>")
 _QUOTE = re.compile(r"\A<quote>.*?</quote>", re.DOTALL)
+_ATTACHMENT_LINE = re.compile(r"^\[attachment (/\S+)\]$", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"""(\w+)=("[^"]*"|'[^']*')""")
 _IMAGE_DATA = re.compile(rb'"data": ?"[^"]*"')
 _TOOL_LINE = re.compile(r"^/tool\s+(\S+)(?:\s+(\{.*\}))?\s*$")
@@ -190,10 +191,14 @@ def respond(messages: list[dict[str, Any]]) -> ToolCall | str:
 def tool_calls(prompt: str) -> list[ToolCall]:
     """The `/tool NAME {json}` lines of a prompt, in order; a line whose JSON is broken is plain text."""
     calls = []
+    attached = _ATTACHMENT_LINE.search(prompt)
     for line in prompt.split("\n"):  # not splitlines(): JSON may hold U+2028
         if match := _TOOL_LINE.match(line.strip()):
+            given = match[2] or "{}"
+            if attached:
+                given = given.replace("$attachment", attached[1])
             try:
-                calls.append(ToolCall(match[1], json.loads(match[2] or "{}")))
+                calls.append(ToolCall(match[1], json.loads(given)))
             except ValueError:
                 continue
     return calls
