@@ -39,8 +39,7 @@ _LONGEST_TEXT = 50_000  # bytes
 #: Of what is only context, so many messages and characters are part of the prompt; the rest is a file.
 _CONTEXT = 100
 _CONTEXT_CHARACTERS = 25_000
-#: Between two attempts at most, and until the next one after the database or our own code has failed, in seconds.
-_LONGEST_PAUSE = 300.0
+#: Until the next attempt after the database or our own code has failed, in seconds.
 _AFTER_AN_ERROR = 5.0
 _GIVE_BACK_WITHIN = 3.0
 
@@ -408,12 +407,7 @@ class Shift:
             tried = f"I tried {settings.attempts} times, and nothing was done. " if settings.attempts > 1 else ""
             await self._give_up(spent, failure, f"{tried}Send it again to have me try again.")
         if left := tuple(row_id for row_id in ids if row_id not in spent):
-            await self._retry(left, failure, self._pause(failure))
-
-    def _pause(self, failure: Failure) -> float:
-        pause = self._host.settings.retry_pause * 4**failure.attempts
-        asked_for = (failure.model and failure.model.retry_after) or 0
-        return min(max(pause, asked_for), _LONGEST_PAUSE)
+            await self._retry(left, failure, failure.pause(self._host.settings.retry_pause))
 
     async def _retry(self, ids: tuple[int, ...], failure: Failure, pause: float) -> None:
         await self._store.until_stored(lambda: self._store.retry(ids, failure.reason))

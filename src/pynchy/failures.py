@@ -20,6 +20,7 @@ _REFUSED_REQUEST = frozenset({400, 413, 422})
 #: It will not be otherwise in a minute: no right to this, no money, no such model.
 _HOPELESS = frozenset({402, 403, 404})
 _CREDENTIAL = 401
+_LONGEST_PAUSE = 300.0  # seconds, between two attempts
 
 #: The SDK knows the model's API as an address inside the container.
 _GATEWAY_HINT = re.compile(r"If it persists, check your inference gateway \([^)]*\)\.?")
@@ -70,6 +71,11 @@ class Failure:
         if self.resumed and (lost or status in _REFUSED_REQUEST or failed_again):
             return Verdict.AFRESH
         return Verdict.GIVE_UP if status in _REFUSED_REQUEST else Verdict.RETRY
+
+    def pause(self, first: float) -> float:
+        """Seconds until the next attempt: `first`, four times as long each time, or what the API asks for."""
+        asked_for = (self.model and self.model.retry_after) or 0
+        return min(max(first * 4**self.attempts, asked_for), _LONGEST_PAUSE)
 
     @property
     def plain(self) -> str:

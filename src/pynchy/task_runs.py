@@ -27,7 +27,6 @@ from pynchy.types import Group
 log = structlog.get_logger(__name__)
 
 _PREFIX = "task:"
-_LONGEST_PAUSE = 300.0  # seconds
 _AFTER_AN_ERROR = 5.0  # seconds
 _STOPPED = "it was stopped in the chat"
 
@@ -273,8 +272,7 @@ class TaskRuns:
             return True
         work.afresh = work.afresh or verdict is Verdict.AFRESH
         await self._store.until_stored(lambda: self._store.tasks.attempted(work.run.id))
-        asked_for = (failure.model and failure.model.retry_after) or 0
-        place.again_in = min(max(settings.retry_pause * 4 ** (work.attempts - 1), asked_for), _LONGEST_PAUSE)
+        place.again_in = failure.pause(settings.retry_pause)
         return False
 
     async def _finish(self, work: TaskWork, ok: bool, result: str, says: bool = False) -> None:

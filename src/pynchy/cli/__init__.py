@@ -288,9 +288,16 @@ def _parser(with_plugins: bool) -> argparse.ArgumentParser:
     search = history.add("search", _history_search)
     search.add_argument("words", nargs="+", metavar="WORD", help="words that must all occur; the last may go on")
     search.add_argument("--group", help="in the group of this folder alone")
-    search.add_argument("--most", type=_results, default=20, help="so many results (20)")
+    search.add_argument(
+        "--most", type=_number(1, 1000, "number of results from 1 to 1000"), default=20, help="so many results (20)"
+    )
     usage = commands.add("usage", _usage)
-    usage.add_argument("--days", type=_days, default=7, help="so many days, today included (7)")
+    usage.add_argument(
+        "--days",
+        type=_number(1, 36500, "number of days from 1 to 36500"),
+        default=7,
+        help="so many days, today included (7)",
+    )
     usage.add_argument("--group", help="of the group in this folder alone")
     usage.add_argument("--json", action="store_true", help="as a JSON object")
     image = commands.group("image", {"build": "Build the agent's image (or, for bubblewrap, fill its environment)."})
@@ -340,7 +347,11 @@ def _tasks(commands: _Commands) -> None:
     for what in ("runs", "pause", "resume", "cancel"):
         one = tasks.add(what, _task)
         one.set_defaults(what=what)
-        one.add_argument("number", type=_positive, help="the task's number, as `pynchy tasks list` has it")
+        one.add_argument(
+            "number",
+            type=_number(1, 10**15 - 1, "number from 1 on"),
+            help="the task's number, as `pynchy tasks list` has it",
+        )
 
 
 def _groups(commands: _Commands) -> None:
@@ -381,7 +392,9 @@ def _operations(commands: _Commands) -> None:
         service.add(what, _service).set_defaults(what=what)
     logs = commands.add("logs", _logs)
     logs.add_argument("group", nargs="?", help="of the group in this folder alone")
-    logs.add_argument("--lines", "-n", type=_count, default=50, help="so many of the last lines (50)")
+    logs.add_argument(
+        "--lines", "-n", type=_number(0, 10**12, "number of lines"), default=50, help="so many of the last lines (50)"
+    )
     logs.add_argument("--follow", "-f", action="store_true", help="and those to come, until Ctrl-C")
     commands.add("backup", _backup).add_argument("file", help="a new file, such as pynchy.tar.gz; `-` for stdout")
     commands.add("restore", _restore).add_argument("file", help="a backup; `-` for stdin")
@@ -416,28 +429,15 @@ class _Commands:
         self._adding.add_parser(name, help=sentence)
 
 
-def _days(text: str) -> int:
-    if not text.isdecimal() or len(text) > 5 or not 1 <= int(text) <= 36500:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days from 1 to 36500")
-    return int(text)
+def _number(least: int, most: int, what: str) -> Callable[[str], int]:
+    """A parser of whole numbers."""
 
+    def parse(text: str) -> int:
+        if not text.isdecimal() or len(text) > len(str(most)) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
+        return int(text)
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
-    return int(text)
-
-
-def _results(text: str) -> int:
-    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of results from 1 to 1000")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or len(text) > 15 or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
-    return int(text)
+    return parse
 
 
 def _seconds(text: str) -> float:
