@@ -209,8 +209,9 @@ def test_the_channel_of_the_page_takes_a_message_in_and_brings_the_answer_out(
         assert "Traceback" not in log.read_text()
 
 
-def test_the_tests_of_the_pages_channel_pass(environment: Environment, tmp_path: Path) -> None:
-    with installed(PAGES["channel"], environment, tmp_path) as project:
+@pytest.mark.parametrize("page", ["channel", "mcp"])
+def test_the_tests_of_a_page_pass(page: str, environment: Environment, tmp_path: Path) -> None:
+    with installed(PAGES[page], environment, tmp_path) as project:
         done = shell(environment, "python -W error -m pytest -q -p no:cacheprovider", project)
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout

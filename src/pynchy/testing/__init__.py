@@ -1,9 +1,10 @@
 """What the tests of a plugin import: a model that answers by rule, a runtime without a container, and what
-every runtime must do.
+every runtime, channel and MCP server must do.
 
 `ScriptedModel` speaks the Anthropic Messages API on loopback; `ProcessRuntime` runs the agent as a plain
 process, for machines where no sandbox can start. Neither is for real use: the first is no language model, the
-second is no sandbox. `RuntimeConformance` is a class of tests to inherit, and needs pytest.
+second is no sandbox. `RuntimeConformance`, `ChannelConformance` and `McpConformance` are classes of tests to inherit,
+and need pytest, the last `mcp` too.
 """
 
 from __future__ import annotations
@@ -11,11 +12,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pynchy.testing.channel_conformance import ChannelConformance, FarSide
+    from pynchy.testing.mcp_conformance import McpConformance
     from pynchy.testing.process_runtime import ProcessRuntime
     from pynchy.testing.runtime_conformance import RuntimeConformance
     from pynchy.testing.scripted_model import Cut, Fail, ScriptedModel, Stall
 
-__all__ = ["Cut", "Fail", "ProcessRuntime", "RuntimeConformance", "ScriptedModel", "Stall"]
+__all__ = [
+    "ChannelConformance",
+    "Cut",
+    "Fail",
+    "FarSide",
+    "McpConformance",
+    "ProcessRuntime",
+    "RuntimeConformance",
+    "ScriptedModel",
+    "Stall",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +37,14 @@ def __getattr__(name: str) -> Any:
         from pynchy.testing.process_runtime import ProcessRuntime
 
         return ProcessRuntime
+    if name in ("ChannelConformance", "FarSide"):
+        from pynchy.testing import channel_conformance
+
+        return getattr(channel_conformance, name)
+    if name == "McpConformance":
+        from pynchy.testing.mcp_conformance import McpConformance
+
+        return McpConformance
     if name == "RuntimeConformance":
         from pynchy.testing.runtime_conformance import RuntimeConformance
 
