@@ -262,6 +262,17 @@ async def test_a_chat_that_cannot_be_reached_keeps_its_texts_in_order_and_others
         await channel.until(lambda: channel.texts[3:] == ["away 0", "away 1", "away 2"])
 
 
+async def test_a_chat_that_was_away_is_tried_again_though_its_channel_always_was_connected(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pynchy.outbox._LOOK_AGAIN_AFTER", 0.01)
+    channel = Channel("one", failing(3, only="away", error=NotConnected))
+    await post.queue("one:away", "away 0", "away 1")
+    async with post.running(channel):
+        await channel.until(lambda: channel.texts == ["away 0", "away 1"])
+    assert channel.tried == ["away 0"] * 3 + ["away 0", "away 1"]
+
+
 async def test_what_cannot_be_sent_now_is_not_tried_and_never_stands_in_the_way_however_much_it_is(post: Post) -> None:
     away, here = Channel("away"), Channel("here")
     away.connected = False
@@ -451,7 +462,7 @@ class Breaking(Store):
 async def test_what_could_not_be_read_once_is_sent_without_being_woken(
     broken: str, post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "_AFTER_AN_ERROR", 0.01)
+    monkeypatch.setattr(outbox, "_LOOK_AGAIN_AFTER", 0.01)
     channel = Channel("one")
     async with Breaking.open(post.path) as post.store:
         assert isinstance(post.store, Breaking)

@@ -21,8 +21,8 @@ log = structlog.get_logger(__name__)
 _ATTEMPTS = 5
 _FIRST_PAUSE = 0.5  # seconds, doubled after each attempt
 _SEND_WITHIN = 120.0  # seconds
-#: After our own code has failed, the queue is looked at again in so many seconds.
-_AFTER_AN_ERROR = 5.0
+#: After a chat was away, or our own code has failed, the queue is looked at again in so many seconds.
+_LOOK_AGAIN_AFTER = 5.0
 
 
 class Outbox:
@@ -90,7 +90,7 @@ class Outbox:
                 self._sending[jid] = task
 
     def _look_again_later(self) -> None:
-        asyncio.get_running_loop().call_later(_AFTER_AN_ERROR, self.wake)
+        asyncio.get_running_loop().call_later(_LOOK_AGAIN_AFTER, self.wake)
 
     async def _send_all(self, channel: Channel, jid: str) -> None:
         try:
@@ -119,7 +119,10 @@ class Outbox:
             except (PluginRaised, TimeoutError) as raised:
                 if self._ended:
                     raise asyncio.CancelledError from None  # which the channel has made something else of
-                if isinstance(raised.__cause__, NotConnected) or self._owner_of(outgoing.chat_jid) is not channel:
+                away = isinstance(raised.__cause__, NotConnected)
+                if away or self._owner_of(outgoing.chat_jid) is not channel:
+                    if away:  # and if its channel goes on saying that it is connected, nobody else would look again
+                        self._look_again_later()
                     return False
                 reason = str(raised) or f"it took longer than {_SEND_WITHIN:.0f} s"
                 log.warning("a channel could not send", channel=channel.name, attempt=attempt, error=reason)
