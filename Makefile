@@ -13,8 +13,9 @@ PYTHON ?= python3
 
 manifests := pyproject.toml $(wildcard plugins/*/pyproject.toml examples/*/pyproject.toml)
 packages := $(patsubst %/pyproject.toml,%,$(manifests:%=./%))
-# Podman and Apple's container would take over as soon as they are installed: that is the user's to say.
-installed := $(filter-out %-podman %-apple-container,$(packages))
+# What is in .venv. Other runtimes would take over as soon as they are installed, and other channels want to
+# be set up: these are the user's to say.
+installed := . ./plugins/pynchy-plugin-bubblewrap ./examples/pynchy-plugin-hello
 
 # Without --python, uv would follow the shell's VIRTUAL_ENV.
 install = .venv/bin/uv pip install --quiet --no-config --python .venv/bin/python
@@ -56,7 +57,29 @@ usable := $(shell [ -x .venv/bin/uv ] && [ -x .venv/bin/python ] && \
 	@$(install) --require-hashes --requirement requirements/dev.lock
 	@touch $@
 
-.PHONY: anew help run test soak check bench lock image agent-env clean
+# Each package is tested where nothing is installed but it, the core, and what it wants for its tests; what
+# they do together, where all are.
+tested := $(notdir $(filter-out .,$(packages)))
+folder = $(patsubst %/pyproject.toml,./%,$(wildcard plugins/$(1)/pyproject.toml examples/$(1)/pyproject.toml))
+beside_each_other := pynchy-plugin-bubblewrap pynchy-plugin-telegram pynchy-plugin-voice pynchy-plugin-whatsapp
+
+define environment
+	@echo "Making the environment of the tests of $(1) ..."
+	@rm -rf $@ && .venv/bin/uv venv --quiet --no-config --python .venv/bin/python $@
+	@.venv/bin/uv pip install --quiet --no-config --python $@/bin/python --constraints requirements/dev.lock \
+		--requirement requirements/build.in pytest-xdist $(foreach name,$(2),--group $(call folder,$(name))/pyproject.toml:test)
+	@.venv/bin/uv pip install --quiet --no-config --python $@/bin/python --constraints requirements/dev.lock \
+		--no-build-isolation --editable . $(foreach name,$(2),--editable '$(call folder,$(name))[container]')
+	@touch $@
+endef
+
+.venv/packages/together: .venv/.stamp-dev
+	$(call environment,all together,$(beside_each_other))
+
+.venv/packages/%: .venv/.stamp-dev
+	$(call environment,$*,$*)
+
+.PHONY: anew help run test soak check bench lock image agent-env clean test-core $(tested:%=test-%)
 
 # --- what to do -----------------------------------------------------------------------------------
 
@@ -71,9 +94,22 @@ run: .venv/.stamp-host ## set up what is missing, then open a chat
 
 pytest = .venv/bin/python -m pytest
 
-# Two at a time, for the tests wait for sandboxes more than they compute. With arguments, one after the other.
-test: .venv/.stamp-dev agent-env ## run the tests
-	@$(if $(ARGS),$(pytest) $(ARGS),$(pytest) -n 2 --dist loadfile -m "not alone" && $(pytest) -m alone)
+# Two at a time, for the tests wait for sandboxes more than they compute. With arguments, one after the other, and
+# of the core alone; `make test-pynchy-plugin-hello` runs one package's.
+test: .venv/.stamp-dev agent-env ## run the tests, of the core and of each package
+	@$(if $(ARGS),$(pytest) $(ARGS),$(MAKE) --no-print-directory --keep-going \
+		test-core $(tested:%=test-%) test-together)
+
+test-core: .venv/.stamp-dev agent-env
+	@$(pytest) -n 2 --dist loadfile -m "not alone" && $(pytest) -m alone
+
+$(tested:%=test-%): test-%: .venv/packages/% agent-env
+	@echo "The tests of $*:" && cd $(call folder,$*) && \
+		PYTHONPATH=../../tests ../../.venv/packages/$*/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-together: .venv/packages/together agent-env
+	@echo "The tests of the packages together:" && cd plugins/together && \
+		PYTHONPATH=../../tests ../../.venv/packages/together/bin/python -m pytest $(ARGS)
 
 soak: .venv/.stamp-dev agent-env ## kill and break things at random, for an hour or two
 	@cd tests && PYTHONPATH=. ../.venv/bin/python -m soak $(ARGS)
@@ -103,21 +139,23 @@ image: ## build the agent's image with Docker
 # does not manage.
 compile = .venv/bin/uv pip compile --quiet --no-config --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links $(ARGS)
-unnamed = $(patsubst %,--no-emit-package %,pynchy $(notdir $(filter-out .,$(packages))))
+unnamed = $(patsubst %,--no-emit-package %,pynchy $(tested))
 dev_group = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
 
 lock: .venv/.stamp-venv ## pin what the pyprojects ask for (ARGS=--upgrade: newest versions)
-	@printf '%s\n' $(packages) >.venv/checkout.in
+	@printf '%s\n' $(installed) >.venv/installed.in
+	@printf '%s[container]\n' $(packages) >.venv/checkout.in
 	@.venv/bin/python -c '$(dev_group)' >.venv/dev.in
 	@echo "Resolving container/requirements/agent.lock ..."
 	@$(compile) container/agent_runner/pyproject.toml --output-file container/requirements/agent.lock
 	@echo "Resolving requirements/host.lock ..."
 	@$(compile) $(unnamed) --constraints container/requirements/agent.lock \
-		.venv/checkout.in requirements/build.in --output-file requirements/host.lock
+		.venv/installed.in requirements/build.in --output-file requirements/host.lock
 	@echo "Resolving requirements/dev.lock ..."
 	@$(compile) $(unnamed) --constraints container/requirements/agent.lock --constraints requirements/host.lock \
-		.venv/checkout.in requirements/build.in .venv/dev.in --output-file requirements/dev.lock
+		.venv/checkout.in requirements/build.in .venv/dev.in \
+		$(foreach name,$(tested),--group $(call folder,$(name))/pyproject.toml:test) --output-file requirements/dev.lock
 
 clean: ## remove .venv and every cache in the checkout
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
-	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+	@find . -name .git -prune -o -type d \( -name __pycache__ -o -name .pytest_cache \) -prune -exec rm -rf {} +
