@@ -15,7 +15,7 @@ from pynchy import database, outbox
 from pynchy.channel_host import owner_among
 from pynchy.outbox import Outbox
 from pynchy.store import Outgoing, Store
-from pynchy.types import NotConnected
+from pynchy.types import NotConnected, Refused
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -323,6 +323,16 @@ async def test_a_text_that_fails_is_tried_again_and_arrives_once_before_those_be
     assert channel.tried == ["first"] * 5 + ["second"]
     assert channel.texts == ["first", "second"]
     assert post.states() == [("sent", None)] * 2
+
+
+async def test_what_a_service_refuses_is_tried_once_and_the_main_chat_hears_why(post: Post) -> None:
+    channel, main = Channel("one", failing(1000, only="bad", error=Refused)), Channel("main")
+    await post.queue("one:a", "a bad text", "good")
+    async with post.running(channel, main) as sending:
+        await sending.flush("one:a")
+        assert channel.tried == ["a bad text", "good"]
+        await main.until(lambda: bool(main.sent))
+    assert "through one (the line is down)" in main.sent[0][1]
 
 
 async def test_a_text_that_cannot_be_sent_is_given_up_and_the_main_chat_is_told_all_about_it(post: Post) -> None:

@@ -14,7 +14,7 @@ from pynchy.outgoing import Outgoing
 from pynchy.plugin_calls import PluginRaised, ask_async
 from pynchy.router import next_part
 from pynchy.store import Store
-from pynchy.types import Channel, NotConnected
+from pynchy.types import Channel, NotConnected, Refused
 
 log = structlog.get_logger(__name__)
 
@@ -126,7 +126,7 @@ class Outbox:
                     return False
                 reason = str(raised) or f"it took longer than {_SEND_WITHIN:.0f} s"
                 log.warning("a channel could not send", channel=channel.name, attempt=attempt, error=reason)
-                if attempt == _ATTEMPTS:
+                if attempt == _ATTEMPTS or isinstance(raised.__cause__, Refused):
                     await self._give_up(channel, outgoing, reason)
                     return True
                 await asyncio.sleep(pause)

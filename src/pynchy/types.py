@@ -128,7 +128,11 @@ GROUP_SETTINGS: Mapping[str, str] = {
 
 
 class NotConnected(Exception):
-    """A channel cannot reach a chat now; what was to be sent stays queued until it can."""
+    """A channel cannot reach a chat now; what was to be sent stays queued until it can. The message says why."""
+
+
+class Refused(Exception):
+    """A messaging service will not take this, now or later; the message says why, and it is not tried again."""
 
 
 @runtime_checkable

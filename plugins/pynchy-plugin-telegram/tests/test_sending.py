@@ -23,9 +23,8 @@ from bot_api import (
 )
 from telegram_world import FORUM, GROUP, PERSON, World, world
 
-from pynchy.plugin import NotConnected
+from pynchy.plugin import NotConnected, Refused
 from pynchy_plugin_telegram import outgoing
-from pynchy_plugin_telegram.bot import Refused
 
 JID = f"telegram:{PERSON}"
 PNG = b"\x89PNG\r\n\x1a\n and the rest"

@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -276,15 +278,24 @@ def test_the_worker_of_a_service_that_is_killed_in_the_middle_of_a_line_ends_and
     tmp_path: Path,
 ) -> None:
     async def test() -> None:
-        async with _connected(tmp_path) as bench:
-            assert bench.channel._link
-            process = bench.channel._link._process
-            assert process
-            assert process.stdin
-            process.stdin.write(b'{"stored": 1')
-            process.stdin.close()
-            await asyncio.wait_for(process.wait(), 10)
-            assert not in_use(bench.side.data)
+        async with WhatsAppSide.open(tmp_path) as side:
+            worker = subprocess.Popen(
+                [sys.executable, *side.worker, str(side.data), "run"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+            assert worker.stdin
+            assert worker.stdout
+            assert worker.stderr
+            await asyncio.to_thread(worker.stdout.readline)
+            worker.stdout.close()
+            worker.stderr.close()
+            worker.stdin.write(b'{"stored": 1')
+            worker.stdin.close()
+            await asyncio.to_thread(worker.wait, 10)
+            assert not in_use(side.data)
 
     _run(test)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from pynchy.types import NotConnected, Refused
+
 _Answer = TypeVar("_Answer")
 
 
@@ -29,8 +31,11 @@ def sentence(text: object, longest: int = 300) -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """The error's type and text, on one line; an error that cannot even be printed by its type alone."""
-    if isinstance(error, InvalidPlugin) and (text := sentence(error, 480)):
+    """The error's type and text, on one line; an error that cannot even be printed by its type alone.
+
+    What is meant for people has no use for its type.
+    """
+    if isinstance(error, InvalidPlugin | NotConnected | Refused) and (text := sentence(error, 480)):
         return text
     text = sentence(error)
     return type(error).__name__ + (f": {text}" if text else "")

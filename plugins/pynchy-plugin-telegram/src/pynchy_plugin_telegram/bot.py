@@ -15,7 +15,7 @@ from telegram.error import BadRequest, ChatMigrated, Conflict, Forbidden, Invali
 from telegram.ext import AIORateLimiter, ExtBot
 from telegram.request import HTTPXRequest
 
-from pynchy.plugin import NotConnected
+from pynchy.plugin import NotConnected, Refused
 
 # The library warns at each flood error unless it is told that its `retry_after` may be a timedelta.
 os.environ.setdefault("PTB_TIMEDELTA", "true")
@@ -30,10 +30,6 @@ _LOGGERS = ("httpx", "httpcore", "telegram")
 _COUNTED = ("send", "edit")
 #: The httpx errors after which a request has certainly not been acted on.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
-
-
-class Refused(Exception):
-    """Telegram will not do this, now or later; the words say why."""
 
 
 class NeedsMending(NotConnected):

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from telegram import InputFile, LinkPreviewOptions
 from telegram.error import BadRequest, RetryAfter
 
-from pynchy.plugin import NotConnected
+from pynchy.plugin import NotConnected, Refused
 from pynchy_plugin_telegram.addresses import Address
-from pynchy_plugin_telegram.bot import Connection, Refused, was_not_sent
+from pynchy_plugin_telegram.bot import Connection, was_not_sent
 from pynchy_plugin_telegram.markdown import LONGEST_CAPTION, LONGEST_TEXT, Part, parts_of
 from pynchy_plugin_telegram.seen import Seen
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pynchy.plugin import HostTool, NotConnected, ToolCall
+from pynchy.plugin import HostTool, NotConnected, Refused, ToolCall
 from pynchy_plugin_telegram.addresses import Address
 
 if TYPE_CHECKING:
@@ -179,8 +179,6 @@ def _number(channel: TelegramChannel, to: Address, message: str) -> int:
 
 async def _said(action: Any, invalid: str = "") -> Any:
     """What was asked for; what went wrong reaches the agent in its words, which hold no secret."""
-    from pynchy_plugin_telegram.bot import Refused
-
     try:
         return await action
     except (Refused, NotConnected) as error:

@@ -56,8 +56,10 @@ def main() -> None:
     except Exception as error:  # half a line of a service that was killed
         logging.getLogger("whatsapp").warning("the channel has said what is no line: %s", error)
     finally:
-        relay.end()
-        _leave(0)
+        try:
+            relay.end()
+        finally:
+            _leave(0)
 
 
 def _take_over_stdio() -> tuple[Any, Callable[[dict[str, Any]], None]]:
@@ -83,8 +85,12 @@ def _take_over_stdio() -> tuple[Any, Callable[[dict[str, Any]], None]]:
 
 def _leave(code: int) -> NoReturn:
     """End at once: threads of Go do not end, and Python would wait for those that call it."""
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        sys.stderr.flush()
+    except OSError:  # whoever read it was killed
+        pass
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":
