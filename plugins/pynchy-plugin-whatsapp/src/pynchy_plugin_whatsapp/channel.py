@@ -30,7 +30,7 @@ _REFUSALS = 3
 _LARGEST_FILE = 100 * 1024 * 1024
 
 
-class WhatsAppTrouble(Exception):
+class WhatsAppTrouble(NotConnected):
     """Why there is no connection, in a sentence."""
 
 

@@ -86,9 +86,7 @@ def _take_over_stdio() -> tuple[Any, Callable[[dict[str, Any]], None]]:
 def _leave(code: int) -> NoReturn:
     """End at once: threads of Go do not end, and Python would wait for those that call it."""
     try:
-        sys.stderr.flush()
-    except OSError:  # whoever read it was killed
-        pass
+        sys.stderr.flush()  # raises where whoever read it was killed
     finally:
         os._exit(code)
 
