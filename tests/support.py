@@ -60,6 +60,14 @@ def bubblewrap_runtime() -> ContainerRuntime:
     return runtime
 
 
+def image_options(runtime: DockerRuntime) -> str:
+    """What a build of an image takes on a machine that can pull none, where `.ci/docker-up` has made a base."""
+    if not runtime.has_image("pynchy-base:bookworm"):
+        return ""
+    bundle = Path("/etc/ssl/certs/ca-certificates.crt")
+    return f"--base pynchy-base:bookworm --network host {f'--ca-bundle {bundle}' if bundle.exists() else ''}"
+
+
 def podman_runtime() -> ContainerRuntime:
     """Podman with an agent image, or a skip."""
     # No checkout has it installed, and what a test starts has not pytest's path.

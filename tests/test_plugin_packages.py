@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 from environments import Environment, build, project
-from support import REPOSITORY, RUNTIMES, docker_runtime
+from support import REPOSITORY, RUNTIMES, docker_runtime, image_options
 
 from pynchy.cli.image import build_for
 from pynchy.plugin import PluginRecord, PluginRegistry, RuntimeUnavailable, State
@@ -341,10 +341,7 @@ def test_dockers_image_gets_what_a_plugin_needs_and_says_so(
     tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = docker_runtime()
-    if runtime.has_image("pynchy-base:bookworm"):  # .ci/docker-up has made it, on a machine that can pull none
-        bundle = Path("/etc/ssl/certs/ca-certificates.crt")
-        options = f"--base pynchy-base:bookworm --network host {f'--ca-bundle {bundle}' if bundle.exists() else ''}"
-        monkeypatch.setenv("PYNCHY_IMAGE_OPTIONS", options)
+    monkeypatch.setenv("PYNCHY_IMAGE_OPTIONS", image_options(runtime))
     packages = frozenset({"six>=1.16", 'toml; python_version < "4"'})
     runtime.build_image(tag, lock({"voice": tuple(packages)}, tmp_path), packages)
     assert runtime.image_packages(tag) == packages

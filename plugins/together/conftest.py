@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from household import Home, home_in
-from support import missing
+from support import RUNTIMES, docker_runtime, image_options, missing
 
 from pynchy.config import MODEL_VARIABLES
 from pynchy.runtime import reset_runtime
@@ -24,20 +25,30 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+def build(runtime: str, **env: str) -> None:
+    """What agents run from, with the packages that the plugins' servers need."""
+    command = [sys.executable, "-m", "pynchy", "image", "build", "--runtime", runtime]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ, **env})
+    if built.returncode:
+        missing(runtime, built.stderr.strip())
+
+
 @pytest.fixture(scope="session")
 def agent_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What agents run from, with the packages that the plugins' servers need."""
+    """Where a sandbox's packages are."""
     path = tmp_path_factory.mktemp("agent") / "env"
-    built = subprocess.run(
-        [sys.executable, "-m", "pynchy", "image", "build", "--runtime", "bubblewrap"],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "PYNCHY_AGENT_ENV": str(path)},
-    )
-    if built.returncode:
-        missing("bubblewrap", built.stderr.strip())
+    build("bubblewrap", PYNCHY_AGENT_ENV=str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def agent_image() -> Iterator[str]:
+    """The image of Docker's containers, gone afterwards."""
+    options = image_options(docker_runtime())
+    name = f"pynchy-test-together:{uuid.uuid4().hex[:12]}"
+    build("docker", CONTAINER_IMAGE=name, PYNCHY_IMAGE_OPTIONS=options)
+    yield name
+    subprocess.run(["docker", "image", "rm", "--force", name], capture_output=True, timeout=60)
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +84,10 @@ def note(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (folder / "note.ogg").read_bytes()
 
 
-@pytest.fixture
-async def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Home]:
-    """A family's home."""
-    async with home_in(tmp_path / "home", monkeypatch) as found:
+@pytest.fixture(params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("bubblewrap", "docker")])
+async def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Home]:
+    """A family's home, its agents in sandboxes and in Docker's containers."""
+    if request.param == "docker":
+        monkeypatch.setenv("CONTAINER_IMAGE", request.getfixturevalue("agent_image"))
+    async with home_in(tmp_path / "home", RUNTIMES[request.param](), monkeypatch) as found:
         yield found

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import pytest
 from bot_api import BotApi
-from support import CREDENTIAL, Chat, bubblewrap_runtime
+from support import CREDENTIAL, Chat
 from whatsapp_side import WhatsAppSide
 
 from pynchy.app import Service
 from pynchy.config import load_settings
 from pynchy.model_gateway import Upstream
-from pynchy.plugin import Group, discover_plugins
+from pynchy.plugin import ContainerRuntime, Group, discover_plugins
 from pynchy.testing import ScriptedModel
 
 ADA = 1001
@@ -37,7 +37,7 @@ class Home:
 
 
 @asynccontextmanager
-async def home_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Home]:
+async def home_in(folder: Path, runtime: ContainerRuntime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Home]:
     """A home with all that is installed, found by its entry points; the two chats of Ada's are registered."""
     async with BotApi() as telegram, WhatsAppSide.open(folder) as whatsapp, ScriptedModel() as model:
         telegram.chat(ADA)
@@ -48,7 +48,7 @@ async def home_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
             if registry.name_of(plugin) == "whatsapp":
                 cast("Any", plugin).worker = whatsapp.worker  # only what would speak to WhatsApp is replaced
         upstream = Upstream(model.base_url, ("x-api-key", CREDENTIAL))
-        async with Service.start(load_settings(), upstream, registry, bubblewrap_runtime()) as service:
+        async with Service.start(load_settings(), upstream, registry, runtime) as service:
             await service.register_group(Group(f"telegram:{ADA}", "Ada", "on-telegram", needs_trigger=False))
             await service.register_group(Group(whatsapp.jid, "Ada", "on-whatsapp", needs_trigger=False))
             yield Home(service, Chat(service), telegram, whatsapp)

@@ -10,7 +10,7 @@ import pytest
 from bot_api import until
 from household import ADA, Home
 
-pytestmark = [pytest.mark.anyio, pytest.mark.bubblewrap]
+pytestmark = pytest.mark.anyio
 
 _HEARD = "home tonight"
 
