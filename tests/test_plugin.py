@@ -342,6 +342,13 @@ def test_an_import_that_holds_up_the_start_is_noted(discover: Discover, monkeypa
     assert re.fullmatch(r"its import takes \d+ ms: `pynchy plugins check good` says of what", record.note)
 
 
+def test_folders_that_a_server_names_are_noted(discover: Discover, tmp_path: Path) -> None:
+    folder = tmp_path / "a\nmodel"
+    folder.mkdir()
+    text = f"class Large(Good):\n    def mcp_server_spec(self): return spec(folders={{'model': Path({str(folder)!r})}})"
+    assert discover(text, good="Large").records[0].note == f"agents can read {tmp_path}/a model"
+
+
 def test_a_later_failure_of_a_plugin_is_recorded_on_it_alone(discover: Discover) -> None:
     registry = discover(_ONE_OF_EACH, a="Good", b="Chat", c="Chat")
     before = list(registry.records)

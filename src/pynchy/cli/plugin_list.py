@@ -12,7 +12,7 @@ _RIGHTS = {
     "runtime": "runs on the host with your rights, and sees everything that agents say and write",
     "channel": "runs on the host with your rights; reads and writes the chats of its service",
     "mcp": "runs in each agent's container: no network, the chat's own folder and the plugin's data folder; "
-    "the agent can read its sources and its env",
+    "the agent can read its sources, its env and the folders that it names",
     "skills": "text and scripts for the agent, read-only in its container",
     "hooks": "run in each agent's container; see what the agent does, and can hold it up; no wall against it",
     "tools": "run on the host with your rights, when an agent of a chat that has the plugin calls them",

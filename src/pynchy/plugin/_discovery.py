@@ -256,7 +256,11 @@ def _collect(plugin: Any) -> _Offer:
     if isinstance(plugin, RuntimePlugin):
         matches, note = _platform(plugin)
     if isinstance(plugin, McpPlugin):
-        offers["mcp"] = (check_server_spec(plugin.mcp_server_spec(), packages).name,)
+        spec = check_server_spec(plugin.mcp_server_spec(), packages)
+        offers["mcp"] = (spec.name,)
+        if spec.folders:
+            shown = sentence(f"agents can read {', '.join(map(str, spec.folders.values()))}", 480)
+            note = f"{note}; {shown}" if note else shown
     if isinstance(plugin, SkillPlugin):
         offers["skills"] = tuple(path.name for path in check_skill_paths(plugin.skill_paths(), packages))
     if isinstance(plugin, HookPlugin):
