@@ -9,6 +9,9 @@ import re
 import pytest
 from bot_api import until
 from household import ADA, Home
+from whatsapp_protos import events
+
+from pynchy import channel_host
 
 pytestmark = pytest.mark.anyio
 
@@ -64,6 +67,26 @@ async def test_both_channels_and_the_terminal_are_answered_at_once_each_in_its_o
     await asyncio.gather(telegram(), whatsapp(), terminal())
     assert home.on_telegram() == [f"You said: telegram {number}" for number in range(5)]
     assert home.whatsapp.read() == [f"Pynchy: You said: whatsapp {number}" for number in range(5)]
+
+
+async def test_the_main_chat_hears_that_the_phone_has_unlinked_whatsapp_and_telegram_goes_on(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_host, "_RECONNECT_WITHIN", 0.1)  # it will not come back by itself
+    await home.whatsapp.write("before")
+    await until(lambda: home.whatsapp.read(), 90)
+    home.whatsapp.happen(events.LoggedOut(OnConnect=False, Reason=events.LOGGED_OUT), logged_out=True)
+    told: list[str] = []
+
+    async def hear(text: str) -> None:
+        told.append(text)
+
+    with home.service.terminal.attached(home.service.groups.main_jid, hear):
+        await until(lambda: any("pynchy whatsapp login" in text for text in told), 60)
+    (notice,) = [text for text in told if "whatsapp" in text]
+    assert "no WhatsApp account is linked here, or its phone has unlinked this device" in notice
+    home.telegram.write(ADA, "still there?")
+    await until(lambda: home.on_telegram() == ["You said: still there?"], 90)
 
 
 async def test_an_agent_sends_a_photo_to_its_own_chat_on_telegram_and_sees_no_token(home: Home) -> None:
