@@ -261,7 +261,8 @@ def test_the_code_on_a_runtimes_page_is_code_and_its_commands_exist(page: Path) 
 #: What a test can do in the place of a command on the page of operations: it waits for no end, spends nothing and
 #: builds nothing anew.
 INSTEAD = {
-    "pynchy logs -f": "timeout --preserve-status --signal=INT 10 pynchy logs -f",
+    # In the foreground it gets one signal, and otherwise a second one with its group.
+    "pynchy logs -f": "timeout --foreground --preserve-status --signal=INT 10 pynchy logs -f",
     "pynchy smoke": "pynchy smoke --demo",
     "pynchy image build": "pynchy image build --if-missing",
     "git pull": "git pull --quiet origin HEAD",  # from whatever is checked out here
