@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from speech import SENTENCES, word_error_rate
 
 #: The plugin that is tested, in a checkout beside the others.
 _PLUGIN = Path(__file__).parents[1]
@@ -34,7 +36,12 @@ def environment(tmp_path: Path) -> Any:
 @pytest.mark.bubblewrap
 @pytest.mark.timeout(600)  # it may have to fetch 200 MB
 def test_a_voice_note_is_heard_by_an_agent_in_its_sandbox(
-    environment: Any, say: Callable[..., bytes], encode: Callable[..., Path], random_whisper: Path, tmp_path: Path
+    environment: Any,
+    say: Callable[..., bytes],
+    encode: Callable[..., Path],
+    random_whisper: Path,
+    record_property: Callable[[str, object], None],
+    tmp_path: Path,
 ) -> None:
     setting = {"CONTAINER_RUNTIME": "bubblewrap", "PYNCHY_AGENT_ENV": str(tmp_path / "agent-env")}
     command = [str(environment.python), "-m", "pynchy", "image", "build", "--runtime", "bubblewrap"]
@@ -55,6 +62,16 @@ def test_a_voice_note_is_heard_by_an_agent_in_its_sandbox(
     assert "home tonight" in ask(call % "note.ogg")
     assert "home tonight" in ask(call % "/workspace/group/note.ogg")
     assert "is outside of" in ask(call % "/opt/pynchy/__main__.py")
+
+    for voice, most in (("flite", 0.3), ("espeak-ng", 0.9)):
+        for number, text in enumerate(SENTENCES):
+            (group / f"{voice}-{number}.wav").write_bytes(say(text, voice))
+            (group / f"{voice}-{number}.wav").chmod(0o644)
+        lines = "\n".join(call % f"{voice}-{number}.wav" for number in range(len(SENTENCES)))
+        answers = re.split(r"^\d.* of audio, .*$", ask(lines), flags=re.MULTILINE)[1:]
+        rate = word_error_rate(dict(zip(SENTENCES, answers, strict=True)))
+        record_property(f"word error rate of pocketsphinx with {voice}, in the container", f"{rate:.2f}")
+        assert rate <= most
 
     random_whisper.chmod(0o755)
     heard = ask(call % "note.ogg", PYNCHY_VOICE_MODEL=str(random_whisper))

@@ -10,20 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from speech import SENTENCES, word_error_rate
 
 from pynchy_plugin_voice.engines import BYTES_A_SECOND, RATE, Engine, Heard, Pocketsphinx, Whisper, blocks, short_code
 from pynchy_plugin_voice.places import Refused
-
-SENTENCES = (
-    "please call me when you get home tonight",
-    "the meeting has been moved to thursday morning at nine",
-    "can you buy some milk and bread on the way back",
-    "i will be about ten minutes late because of the traffic",
-    "remember to water the plants in the living room",
-    "what is the weather going to be like tomorrow",
-    "my flight leaves at half past six in the evening",
-    "send the report to the office before friday",
-)
 
 
 def samples_of(wav: bytes) -> Iterator[bytes]:
@@ -36,16 +26,6 @@ def samples_of(wav: bytes) -> Iterator[bytes]:
 def heard(engine: Engine, samples: Iterator[bytes], language: str | None = None) -> str:
     """All that an engine hears."""
     return " ".join(one.text for part in engine.hear(samples, language) for one in part.utterances)
-
-
-def errors(said: str, heard: str) -> int:
-    """How many words must be added, left out or changed to come from one text to the other."""
-    row = list(range(len(heard.split()) + 1))
-    for before, word in enumerate(said.split()):
-        diagonal, row[0] = row[0], before + 1
-        for at, other in enumerate(heard.split(), 1):
-            diagonal, row[at] = row[at], min(row[at] + 1, row[at - 1] + 1, diagonal + (word != other))
-    return row[-1]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +45,7 @@ def test_it_hears_sentences(
     record_property: Callable[[str, object], None],
     pocketsphinx: Pocketsphinx,
 ) -> None:
-    wrong = sum(errors(text, heard(pocketsphinx, samples_of(say(text, voice)))) for text in SENTENCES)
-    rate = wrong / sum(len(text.split()) for text in SENTENCES)
+    rate = word_error_rate({text: heard(pocketsphinx, samples_of(say(text, voice))) for text in SENTENCES})
     record_property(f"word error rate of pocketsphinx with {voice}", f"{rate:.2f}")
     assert rate <= most
 
