@@ -5,9 +5,6 @@ from __future__ import annotations
 import html
 import os
 import re
-import subprocess
-import sys
-import tempfile
 import unicodedata
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,11 +12,11 @@ from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
-from xml.etree import ElementTree
 
 import couriers
 import pytest
 from couriers import Courier, Office
+from suites import outcomes_in
 
 from pynchy.plugin import PluginContext
 from pynchy.testing import ChannelConformance, FarSide
@@ -272,26 +269,8 @@ def outcomes() -> dict[str, tuple[str, str]]:
     tests = [f"Bad{number}::{test}" for number, (_, tests) in enumerate(FAULTS.values()) for test in tests]
     tests += [f"BadBare::{test}" for test in (*LACKING, f"{_LONG}[letters]", f"{_IS_READ}[markup]")]
     tests += [f"BadThreaded::{_NOTHING_LEFT}[idle]", f"BadUnfinished::{_THOUSAND}"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    with tempfile.TemporaryDirectory() as directory:
-        report = Path(directory, "report.xml")
-        # Most of them wait most of the time.
-        options = ["-q", "-n", "4", "-p", "no:cacheprovider", "-o", "python_classes=Bad", f"--junitxml={report}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *(f"{__file__}::{test}" for test in tests)],
-            capture_output=True,
-            text=True,
-            timeout=110,
-            env=env,
-        )
-        assert report.exists(), done.stdout + done.stderr
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    ended = {}
-    for case in cases:
-        result = next(((one.tag, one.attrib.get("message", "")) for one in case), ("passed", ""))
-        ended[f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}"] = result
-    assert set(ended) == set(tests), done.stdout
-    return ended
+    # Most of them wait most of the time.
+    return outcomes_in(__file__, tests, "-n", "4")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,9 +11,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
-from xml.etree import ElementTree
 
 import pytest
+from suites import outcomes_in
 from support import RUNTIMES
 
 from pynchy.plugin import ContainerRuntime, RunSpec, RuntimeUnavailable
@@ -446,25 +445,7 @@ class BadFive(Bad):
 
 def outcomes(*tests: str, require: str = "") -> dict[str, tuple[str, str]]:
     """How each of these tests ends in a pytest of its own, which collects `Bad...`, and with which words."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    with tempfile.TemporaryDirectory() as directory:
-        report = Path(directory, "report.xml")
-        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "python_classes=Bad", f"--junitxml={report}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *(f"{__file__}::{test}" for test in tests)],
-            capture_output=True,
-            text=True,
-            timeout=110,
-            env={**env, "PYNCHY_REQUIRE": require},
-        )
-        assert report.exists(), done.stdout + done.stderr
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    ended = {}
-    for case in cases:
-        result = next(((one.tag, one.attrib.get("message", "")) for one in case), ("passed", ""))
-        ended[f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}"] = result
-    assert set(ended) == set(tests), done.stdout
-    return ended
+    return outcomes_in(__file__, tests, "-p", "no:xdist", PYNCHY_REQUIRE=require)
 
 
 #: What every runtime passes, so that what fails does not fail because nothing starts.

@@ -181,11 +181,8 @@ class _Gathering:
     def _check_folder(self, folder: Path) -> None:
         """Of Pynchy's own home, an agent may see no more than what is the plugins'."""
         home = self._home.resolve()
-        if (
-            folder == home
-            or folder in home.parents
-            or (home in folder.parents and home / "plugins" not in folder.parents)
-        ):
+        inside = folder.is_relative_to(home) and home / "plugins" not in folder.parents
+        if inside or home.is_relative_to(folder):
             raise InvalidPlugin(
                 f"the folder {folder} of its MCP server holds what is Pynchy's own", "name another folder"
             )

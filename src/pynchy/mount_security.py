@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from pynchy.agent_environment import AgentEnvironment
 from pynchy.home import container_dir
 from pynchy.types import ExtraMount, Group, VolumeMount
+from pynchy.untrusted import printable
 
 ALLOWLIST = "mounts.toml"
 EXTRA_PATH = "/workspace/extra"
@@ -128,7 +129,7 @@ def _refuse(mount: ExtraMount, why: str, remedy: str) -> NoReturn:
 
 def _shown(text: object) -> str:
     """A name as a sentence may hold it: an agent can have chosen it."""
-    return "".join(one if one.isprintable() else "?" for one in str(text))[:300]
+    return printable(str(text), "?")[:300]
 
 
 # --- where a path leads -------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def _check_folders(spec: McpServerSpec) -> None:
             raise InvalidPlugin(
                 f"the folder {name!r} of its MCP server, {path}, is no directory", "make it, or name another"
             )
-        if real in (Path.home().resolve(), *Path.home().resolve().parents):
+        if Path.home().resolve().is_relative_to(real):
             raise InvalidPlugin(
                 f"the folder {name!r} of its MCP server, {path}, holds a whole home", "name what the server needs alone"
             )

@@ -9,6 +9,7 @@ and need pytest, the last `mcp` too.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
     from pynchy.testing.runtime_conformance import RuntimeConformance
     from pynchy.testing.scripted_model import Cut, Fail, ScriptedModel, Stall
 
+#: The room of each name. They are entered when one is asked for: the model needs h11 and the suites pytest.
+_ROOMS = {
+    "ChannelConformance": "channel_conformance",
+    "Cut": "scripted_model",
+    "Fail": "scripted_model",
+    "FarSide": "channel_conformance",
+    "McpConformance": "mcp_conformance",
+    "ProcessRuntime": "process_runtime",
+    "RuntimeConformance": "runtime_conformance",
+    "ScriptedModel": "scripted_model",
+    "Stall": "scripted_model",
+}
 __all__ = [
     "ChannelConformance",
     "Cut",
@@ -32,25 +45,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily, for the model needs h11, the tests need pytest, and the runtime needs neither.
-    if name == "ProcessRuntime":
-        from pynchy.testing.process_runtime import ProcessRuntime
-
-        return ProcessRuntime
-    if name in ("ChannelConformance", "FarSide"):
-        from pynchy.testing import channel_conformance
-
-        return getattr(channel_conformance, name)
-    if name == "McpConformance":
-        from pynchy.testing.mcp_conformance import McpConformance
-
-        return McpConformance
-    if name == "RuntimeConformance":
-        from pynchy.testing.runtime_conformance import RuntimeConformance
-
-        return RuntimeConformance
-    if name in __all__:
-        from pynchy.testing import scripted_model
-
-        return getattr(scripted_model, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -7,10 +7,9 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from unittest.mock import patch
 
-import pytest
 from structlog.testing import capture_logs
 
 from pynchy.channel_host import create_channel, owner_among
@@ -20,6 +19,7 @@ from pynchy.plugin import Channel, PluginRegistry
 from pynchy.plugin_calls import PluginRaised
 from pynchy.store import Store
 from pynchy.testing._channel_sides import FarSide, Inbox, Overheard, differ
+from pynchy.testing._outcome import fail
 
 #: What Pynchy gives a channel, in seconds.
 CONNECT_WITHIN = 60.0
@@ -30,11 +30,6 @@ HELD_UP_FOR = 1.5
 _A_MOMENT = 0.3
 _ENDING = 3.0
 _ASSISTANT = "Pynchy"
-
-
-def fail(words: str) -> NoReturn:
-    """End the test with words for the channel's author, who has no use for our traceback."""
-    pytest.fail(words, pytrace=False)
 
 
 class Bench:

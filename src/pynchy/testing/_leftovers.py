@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from types import TracebackType
 
-import pytest
+from pynchy.testing._outcome import fail
 
 #: What ends by itself may take so long, in seconds.
 _ENDING = 3.0
@@ -51,7 +51,7 @@ class Leftovers:
         unclosed = [str(one.message) for one in self._warnings or () if issubclass(one.category, ResourceWarning)]
         self._recording.__exit__(kind, error, at)
         if kind is None and (left := left or unclosed):
-            pytest.fail(f"after disconnect() there is still {', '.join(left)}: end and close it there", pytrace=False)
+            fail(f"after disconnect() there is still {', '.join(left)}: end and close it there")
 
     def _left(self) -> list[str]:
         threads = [

@@ -32,7 +32,7 @@ from pynchy.home import container_dir
 from pynchy.plugin import GROUP, InvalidPlugin, McpPlugin
 from pynchy.plugin._validation import check_server_spec, own_packages
 from pynchy.plugin_packages import EXTRA
-from pynchy.testing._runtime_bench import fail
+from pynchy.testing._outcome import fail, innermost
 from pynchy.workspace import ATTACHMENTS_PATH, DATA_PATH, GLOBAL_PATH, GROUP_PATH, PLUGINS_PATH, stage_runner
 
 #: Seconds: what the agent's SDK allows for a start, and how long an answer and an end may take.
@@ -321,8 +321,7 @@ def _alive(group: int) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = innermost(error)
     if isinstance(error, TimeoutError):
         return f"it did not answer within {STARTS_WITHIN:.0f} s"
     return f"{type(error).__name__}: {error}"

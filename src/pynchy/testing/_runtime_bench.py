@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -23,16 +23,12 @@ from pynchy.container_runner import CLIENT_VARIABLES
 from pynchy.home import container_dir
 from pynchy.plugin import ContainerRuntime, RuntimeUnavailable
 from pynchy.testing import _runtime_probe as probe
+from pynchy.testing._outcome import fail
 from pynchy.types import RunSpec, VolumeMount
 
 #: How long a runtime may take, in seconds: for a whole run of a short program, and to end a container.
 RUN_WITHIN = 60.0
 STOP_WITHIN = 15.0
-
-
-def fail(words: str) -> NoReturn:
-    """End the test with words for the runtime's author, who has no use for our traceback."""
-    pytest.fail(words, pytrace=False)
 
 
 class Container:
@@ -71,9 +67,10 @@ class Container:
         data, deadline = bytearray(), time.monotonic() + within
         while not data.endswith(b"\n") and (byte := self.read(1, deadline - time.monotonic())):
             data += byte
-        with contextlib.suppress(ValueError):
+        try:
             return json.loads(data)
-        fail(f"{self.name} wrote {bytes(data)!r} instead of a line of JSON; {self._last_words()}")
+        except ValueError:
+            fail(f"{self.name} wrote {bytes(data)!r} instead of a line of JSON; {self._last_words()}")
 
     def up(self) -> Container:
         """Return once the program has said that it is up."""
@@ -128,9 +125,10 @@ class Container:
 
     def code(self, within: float = RUN_WITHIN) -> int:
         """The exit code of the client, once it has ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             return self.process.wait(within)
-        fail(f"the client of {self.name} did not end within {within:.0f} s")
+        except subprocess.TimeoutExpired:
+            fail(f"the client of {self.name} did not end within {within:.0f} s")
 
     def kill_client(self) -> None:
         """Kill the runtime's client, as Pynchy does, and as the system may."""

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, cast
 import pytest
 
 from pynchy.plugin import Channel, NewMessage, NotConnected
-from pynchy.testing._channel_bench import Bench, ended, error_of, fail, heartbeat, run
+from pynchy.testing._channel_bench import Bench, ended, error_of, heartbeat, run
 from pynchy.testing._channel_sides import FarSide
 from pynchy.testing._leftovers import Leftovers
+from pynchy.testing._outcome import fail
 
 __all__ = ["ChannelConformance", "FarSide"]
 

@@ -24,7 +24,7 @@ from pynchy.testing._mcp_bench import (
     container_python,
     describe,
 )
-from pynchy.testing._runtime_bench import fail
+from pynchy.testing._outcome import fail, innermost
 
 #: A tool's name and its arguments.
 Call = tuple[str, Mapping[str, Any]]
@@ -266,10 +266,7 @@ def _run(
     try:
         asyncio.run(run())
     except BaseExceptionGroup as group:  # pytest's outcomes come out of a task group in one
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+        raise innermost(group) from None
 
 
 def _tools(bench: ServerBench) -> list[Tool]:

@@ -19,7 +19,8 @@ import pytest
 from pynchy.plugin import ContainerRuntime, RuntimeUnavailable
 from pynchy.runtime import agent_image
 from pynchy.testing import _runtime_probe as probe
-from pynchy.testing._runtime_bench import STOP_WITHIN, Bench, Container, fail
+from pynchy.testing._outcome import fail
+from pynchy.testing._runtime_bench import STOP_WITHIN, Bench, Container
 from pynchy.types import VolumeMount
 
 MEGABYTE = 1 << 20

@@ -7,11 +7,21 @@ import logging
 import os
 import re
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
 import httpx
-from telegram.error import BadRequest, ChatMigrated, Conflict, Forbidden, InvalidToken, NetworkError, TelegramError
+from telegram.error import (
+    BadRequest,
+    ChatMigrated,
+    Conflict,
+    Forbidden,
+    InvalidToken,
+    NetworkError,
+    RetryAfter,
+    TelegramError,
+)
 from telegram.ext import AIORateLimiter, ExtBot
 from telegram.request import HTTPXRequest
 
@@ -184,7 +194,13 @@ def moved(jid: str, to: str) -> str:
     )
 
 
+def pause_of(error: RetryAfter) -> float:
+    """How many seconds Telegram wants nothing."""
+    pause = error.retry_after
+    return pause.total_seconds() if isinstance(pause, timedelta) else float(pause)
+
+
 def was_not_sent(error: Exception) -> bool:
     """Whether a failed request has certainly changed nothing."""
-    refused = isinstance(error, BadRequest | Forbidden | InvalidToken | ChatMigrated | Conflict)
+    refused = isinstance(error, BadRequest | Forbidden | InvalidToken | ChatMigrated | Conflict | RetryAfter)
     return refused or isinstance(error.__cause__, _NOT_SENT)

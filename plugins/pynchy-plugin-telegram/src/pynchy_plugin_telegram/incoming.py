@@ -34,6 +34,17 @@ class RemoteFile:
     size: int | None
 
 
+#: What else a message can bring: its name and its type where nothing is told of them. An animation is a document too.
+_FILES = (
+    ("voice", "voice-{}.ogg", "audio/ogg"),
+    ("audio", "audio-{}.mp3", "audio/mpeg"),
+    ("video_note", "video-note-{}.mp4", "video/mp4"),
+    ("video", "video-{}.mp4", "video/mp4"),
+    ("animation", "animation-{}.mp4", "video/mp4"),
+    ("document", "document-{}", "application/octet-stream"),
+)
+
+
 def message_of(update: Update) -> Message | None:
     """The message that an update is about."""
     message = update.message or update.edited_message or update.channel_post or update.edited_channel_post
@@ -191,18 +202,9 @@ def file_of(message: Message) -> RemoteFile | None:
     number = message.message_id
     if message.photo:
         return _file(max(message.photo, key=lambda one: one.width * one.height), f"photo-{number}.jpg", "image/jpeg")
-    if message.voice:
-        return _file(message.voice, f"voice-{number}.ogg", "audio/ogg")
-    if message.audio:
-        return _file(message.audio, f"audio-{number}.mp3", "audio/mpeg")
-    if message.video_note:
-        return _file(message.video_note, f"video-note-{number}.mp4", "video/mp4")
-    if message.video:
-        return _file(message.video, f"video-{number}.mp4", "video/mp4")
-    if message.animation:
-        return _file(message.animation, f"animation-{number}.mp4", "video/mp4")
-    if message.document:
-        return _file(message.document, f"document-{number}", "application/octet-stream")
+    for kind, name, media_type in _FILES:
+        if media := getattr(message, kind):
+            return _file(media, name.format(number), media_type)
     return None
 
 

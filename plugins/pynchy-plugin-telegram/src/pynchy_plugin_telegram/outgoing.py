@@ -8,15 +8,14 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
-from telegram import InputFile, LinkPreviewOptions
+from telegram import InputFile, LinkPreviewOptions, Message
 from telegram.error import BadRequest, RetryAfter
 
 from pynchy.plugin import NotConnected, Refused
 from pynchy_plugin_telegram.addresses import Address
-from pynchy_plugin_telegram.bot import Connection, was_not_sent
+from pynchy_plugin_telegram.bot import Connection, pause_of, was_not_sent
 from pynchy_plugin_telegram.markdown import LONGEST_CAPTION, LONGEST_TEXT, Part, parts_of
 from pynchy_plugin_telegram.seen import Seen
 
@@ -108,11 +107,6 @@ class Outgoing:
         if not parts:
             raise Refused("a message cannot be changed to nothing")
 
-        async def text(part: Part) -> Any:
-            return await self._bot.edit_message_text(
-                part.text, to.chat, number, entities=part.entities(), link_preview_options=_NO_PREVIEW
-            )
-
         async def caption(part: Part) -> Any:
             return await self._bot.edit_message_caption(
                 to.chat, number, caption=part.text, caption_entities=part.entities()
@@ -120,7 +114,7 @@ class Outgoing:
 
         async def change() -> None:
             try:
-                await self._marked_or_plain(parts[0], text)
+                await self._marked_or_plain(parts[0], lambda part: self._edit_text(to, number, part))
             except BadRequest as error:
                 if "no text in the message" in str(error).lower():  # it is a file's
                     await self._marked_or_plain(parts_of(markdown, LONGEST_CAPTION)[0], caption, LONGEST_CAPTION)
@@ -137,7 +131,7 @@ class Outgoing:
                 await self._until_allowed(to.chat, give_up)
                 return await action()
             except RetryAfter as error:
-                self._flooded_until[to.chat] = time.monotonic() + _seconds(error.retry_after) + 0.1
+                self._flooded_until[to.chat] = time.monotonic() + pause_of(error) + 0.1
             except (NotConnected, Refused):
                 raise
             except Exception as error:
@@ -209,7 +203,7 @@ class Outgoing:
             try:
                 number = await self._marked_or_plain(part, send)
             except Exception as error:
-                begun.doubtful = not (isinstance(error, RetryAfter) or was_not_sent(error))
+                begun.doubtful = not was_not_sent(error)
                 raise
             begun.doubtful = False
             return number
@@ -219,36 +213,34 @@ class Outgoing:
     def _file_step(
         self, to: Address, name: str, data: bytes, caption: Part, photo: bool
     ) -> Callable[[_Begun], Awaitable[int]]:
-        async def as_photo(caption: Part) -> int:
-            message = await self._bot.send_photo(
-                to.chat,
-                InputFile(data, filename=name),
-                caption=caption.text or None,
-                caption_entities=caption.entities(),
-                message_thread_id=to.thread,
-            )
-            return message.message_id
+        async def send(method: Callable[..., Awaitable[Message]]) -> int:
+            async def with_caption(caption: Part) -> int:
+                message = await method(
+                    to.chat,
+                    InputFile(data, filename=name),
+                    caption=caption.text or None,
+                    caption_entities=caption.entities(),
+                    message_thread_id=to.thread,
+                )
+                return message.message_id
 
-        async def as_document(caption: Part) -> int:
-            message = await self._bot.send_document(
-                to.chat,
-                InputFile(data, filename=name),
-                caption=caption.text or None,
-                caption_entities=caption.entities(),
-                message_thread_id=to.thread,
-            )
-            return message.message_id
+            return await self._marked_or_plain(caption, with_caption, LONGEST_CAPTION)
 
         async def step(_: _Begun) -> int:
             if photo:
                 try:
-                    return await self._marked_or_plain(caption, as_photo, LONGEST_CAPTION)
+                    return await send(self._bot.send_photo)
                 except BadRequest as error:
                     if not any(word in str(error).lower() for word in ("photo", "image", "dimensions")):
                         raise
-            return await self._marked_or_plain(caption, as_document, LONGEST_CAPTION)
+            return await send(self._bot.send_document)
 
         return step
+
+    async def _edit_text(self, to: Address, number: int, part: Part) -> None:
+        await self._bot.edit_message_text(
+            part.text, to.chat, number, entities=part.entities(), link_preview_options=_NO_PREVIEW
+        )
 
     async def _marked_or_plain(
         self, part: Part, send: Callable[[Part], Awaitable[T]], longest: int = LONGEST_TEXT
@@ -272,9 +264,7 @@ class Outgoing:
             if self._seen.knows_anywhere(to.chat, number):  # as another message, which an edit would change
                 continue
             try:
-                await self._bot.edit_message_text(
-                    part.text, to.chat, number, entities=part.entities(), link_preview_options=_NO_PREVIEW
-                )
+                await self._edit_text(to, number, part)
             except BadRequest as error:
                 if _is_unchanged(error):
                     return number
@@ -285,7 +275,3 @@ class Outgoing:
 
 def _is_unchanged(error: BadRequest) -> bool:
     return "not modified" in str(error).lower()
-
-
-def _seconds(pause: int | float | timedelta) -> float:
-    return pause.total_seconds() if isinstance(pause, timedelta) else float(pause)

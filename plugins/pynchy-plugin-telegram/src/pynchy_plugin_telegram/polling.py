@@ -11,7 +11,7 @@ from telegram.error import Conflict, RetryAfter
 
 from pynchy.plugin import NewMessage, PluginContext
 from pynchy_plugin_telegram.addresses import Address
-from pynchy_plugin_telegram.bot import Connection, moved
+from pynchy_plugin_telegram.bot import Connection, moved, pause_of
 from pynchy_plugin_telegram.chats import Chats
 from pynchy_plugin_telegram.files import fetch
 from pynchy_plugin_telegram.incoming import (
@@ -89,8 +89,7 @@ class Polling:
     def _lost(self, error: Exception) -> float:
         """Note that Telegram does not answer as it should; returns how many seconds it asks to wait."""
         if isinstance(error, RetryAfter):
-            wait = error.retry_after
-            return float(wait if isinstance(wait, int) else wait.total_seconds())
+            return pause_of(error)
         self.is_rivalled = isinstance(error, Conflict)
         if self._online:
             self._ctx.log.warning("no messages from Telegram: %s", self._connection.in_words(error))

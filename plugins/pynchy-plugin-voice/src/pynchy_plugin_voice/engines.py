@@ -45,7 +45,6 @@ class Heard:
 class Engine(Protocol):
     """Speech to text. `language` is what the last recording was heard as."""
 
-    name: str
     quality: str
     language: str
 
@@ -62,7 +61,6 @@ def short_code(language: str) -> str:
 class Pocketsphinx:
     """The engine that is built in."""
 
-    name = "pocketsphinx"
     quality = OFFLINE_QUALITY
     language = "English"
 
@@ -119,7 +117,6 @@ class Pocketsphinx:
 class Whisper:
     """faster-whisper with the model in a folder, on the processor, with weights of 8 bits."""
 
-    name = "whisper"
     quality = WHISPER_QUALITY
 
     def __init__(self, folder: Path) -> None:
