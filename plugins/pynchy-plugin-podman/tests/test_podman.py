@@ -514,7 +514,8 @@ def output(podman: PodmanRuntime, spec: RunSpec, script: str, env: dict[str, str
 def left(podman: PodmanRuntime, name: str) -> list[str]:
     """What is there of a container, in Podman's eyes or in the kernel's."""
     listed = podman.command("ps", "--all", "--external", "--filter", f"name={name}", "--format", "{{.Names}}").split()
-    return listed + [container for _, container in monitors() if container == name]
+    # The filter lets through every external one, such as one that another process is making just now.
+    return [one for one in listed if name in one] + [container for _, container in monitors() if container == name]
 
 
 @pytest.fixture
