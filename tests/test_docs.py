@@ -15,7 +15,7 @@ import uv
 from supervisors import StandIns
 from support import REPOSITORY, RUNTIMES, pynchy
 
-from pynchy import egress, group_settings, mount_security
+from pynchy import blocked_names, egress, group_settings, mount_security
 from pynchy.agent_setup import agent_owner
 from pynchy.chat_commands import COMMANDS
 from pynchy.config import Settings, load_settings
@@ -164,8 +164,8 @@ def test_a_folder_on_the_page_of_mounts_is_mounted_or_refused_as_it_is_written(d
     with pytest.raises(mount_security.MountRefused) as refused:
         mounts("~/taxes")
     assert str(refused.value).replace(str(documents.parents[2]), "~") == sentence.strip()
-    assert " ".join(names.split()) == " ".join(mount_security._BLOCKED)
-    harmless = " and ".join(", ".join(f"`{name}`" for name in mount_security._HARMLESS).rsplit(", ", 1))
+    assert " ".join(names.split()) == " ".join(blocked_names.ALWAYS)
+    harmless = " and ".join(", ".join(f"`{name}`" for name in blocked_names.HARMLESS).rsplit(", ", 1))
     assert f"Not refused are {harmless}," in MOUNTS_PAGE
 
 

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import missing
 
-from pynchy import mount_security
+from pynchy import blocked_names, mount_security, places
 from pynchy.mount_security import MountRefused, extra_mounts
 from pynchy.plugin import ContainerRuntime
 from pynchy.runtime import agent_image
@@ -482,7 +482,7 @@ def test_where_others_may_only_add_a_folder_is_safe(world: World) -> None:
 
 
 def test_a_group_of_roots_or_of_this_user_alone_is_nobody_else(world: World) -> None:
-    if mount_security._private_group() != os.getegid():
+    if places._private_group() != os.getegid():
         pytest.skip("this user shares its group with others")
     (world.person / "Documents").chmod(0o775)
     assert world.mounts("~/Documents/recipes")
@@ -737,15 +737,15 @@ def test_a_folder_that_becomes_another_while_it_is_checked_is_refused(
 def test_a_folder_beneath_that_becomes_a_link_is_not_entered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     (world.person / "private/id_rsa").touch()
     soups = world.person / "Documents/recipes/soups"
-    judge = mount_security._Names.blocked
+    judge = blocked_names.BlockedNames.blocked
 
-    def swap_and_judge(names: mount_security._Names, above: str, name: str) -> bool:
+    def swap_and_judge(names: blocked_names.BlockedNames, above: str, name: str) -> bool:
         if name == "soups" and not soups.is_symlink():
             soups.rmdir()
             soups.symlink_to(world.person / "private")
         return judge(names, above, name)
 
-    monkeypatch.setattr(mount_security._Names, "blocked", swap_and_judge)
+    monkeypatch.setattr(blocked_names.BlockedNames, "blocked", swap_and_judge)
     sentence = world.refusal("~/Documents/recipes")
     assert "cannot be looked through" in sentence
     assert "id_rsa" not in sentence
@@ -824,7 +824,7 @@ def test_any_allowlist_is_read_or_refused(lasting: World, text: str) -> None:
 @given(st.lists(st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=10), max_size=5))
 def test_any_pattern_is_taken_as_one_or_refused(lasting: World, patterns: list[str]) -> None:
     names = [pattern for pattern in patterns if pattern.count("/") < 2]
-    found = mount_security._Names(names)
+    found = blocked_names.BlockedNames(names)
     for name in names:
         if not set(name) & set("*?[/"):
             assert found.blocked("above", name)

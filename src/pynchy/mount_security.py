@@ -8,8 +8,6 @@ check that cannot be made is a refusal.
 from __future__ import annotations
 
 import errno
-import fnmatch
-import grp
 import os
 import pwd
 import re
@@ -18,23 +16,23 @@ import sys
 import time
 import tomllib
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from itertools import chain, combinations, count, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pynchy.agent_environment import AgentEnvironment
+from pynchy.blocked_names import BlockedNames
 from pynchy.home import container_dir
+from pynchy.places import Identity, Place, absolute, existing, follow, identity, moved_by_others, shown
 from pynchy.types import ExtraMount, Group, VolumeMount
-from pynchy.untrusted import printable
 
 ALLOWLIST = "mounts.toml"
 EXTRA_PATH = "/workspace/extra"
 
 _MOST_BYTES = 64 * 1024
 _MOST_MOUNTS = 32
-_MOST_LINKS = 40  # on the way to one folder, as Linux has it
 #: What is looked through beneath all the folders of a group, and how long that may take, in seconds.
 _MOST_ENTRIES = 200_000
 _MOST_LEVELS = 50
@@ -48,29 +46,8 @@ _SYSTEM = (
     *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr"),
     *("/var/log", "/var/spool", "/System", "/Library", "/Applications"),
 )
-#: Names that no agent sees, wherever they are, in `fnmatch`'s patterns; `PARENT/NAME` for one that is common elsewhere.
-_BLOCKED = (
-    # keys
-    *(".ssh", ".gnupg", ".gpg", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.ppk"),
-    *("*.p12", "*.pfx", "*.jks", "*.keystore"),
-    # passwords and wallets
-    *("*.kdbx", "*.kdb", ".password-store", "*keychain*", "share/keyrings", "*.keyring"),
-    *("wallet.dat", ".bitcoin", ".electrum"),
-    # what logs in to services
-    *(".aws", ".azure", ".kube", ".docker", ".oci", ".config/gcloud", ".config/gh", ".config/op", ".config/rclone"),
-    *(".terraform.d", ".vault-token", ".boto", ".s3cfg", ".netrc", "_netrc", ".npmrc", ".pypirc", ".pgpass", ".my.cnf"),
-    *(".git-credentials", ".htpasswd", ".env", ".env.*", ".envrc", "credentials*", "*_credentials.json"),
-    *("client_secret*.json", "*.ovpn"),
-    # what was done and said
-    *(".mozilla", ".thunderbird", ".config/google-chrome", ".config/chromium", ".config/bravesoftware"),
-    *("google/chrome", "application support/firefox", ".*_history", ".claude", ".claude.json", ".codex"),
-)
-#: Of these, what holds no secret: templates, and the certificates of public authorities.
-_HARMLESS = (".env.example", ".env.sample", ".env.template", ".env.dist", "cacert.pem")
 
 _CHANGING = ("it changes while it is checked", "try again when nothing moves it")
-
-Identity = tuple[int, int]
 
 
 class MountRefused(ValueError):
@@ -92,8 +69,8 @@ def extra_mounts(
     allowlist = _Allowlist.read(home)
     survey = _Survey(allowlist.names)
     writable = list(_writable([group, *(one for one in everyone if one.jid != group.jid)]))
-    changed = {folder.chain[-1] for folder in (*_existing([home]), *(folder for _, folder in writable))}
-    places = [(mount, _follow_given(mount)) for mount in group.mounts]
+    changed = {folder.chain[-1] for folder in (*existing([home]), *(folder for _, folder in writable))}
+    places = [(mount, _place_of(mount)) for mount in group.mounts]
     _check_apart(places)
     for mount, place in places:
         _check_names(mount, place, allowlist.names)
@@ -104,7 +81,7 @@ def extra_mounts(
             _check_programs(mount, place)
         survey.check(mount, place)
     for mount, place in places:
-        if _follow_given(mount) != place:
+        if _place_of(mount) != place:
             _refuse(mount, *_CHANGING)
     names = _names_inside(place.path.name for _, place in places)
     return tuple(
@@ -124,89 +101,13 @@ def _names_inside(names: Iterable[str]) -> list[str]:
 
 
 def _refuse(mount: ExtraMount, why: str, remedy: str) -> NoReturn:
-    raise MountRefused(f"{_shown(mount.host_path)} cannot be mounted: {why}; {remedy}") from None
+    raise MountRefused(f"{shown(mount.host_path)} cannot be mounted: {why}; {remedy}") from None
 
 
-def _shown(text: object) -> str:
-    """A name as a sentence may hold it: an agent can have chosen it."""
-    return printable(str(text), "?")[:300]
-
-
-# --- where a path leads -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a path leads. Two are equal where they are the same folder in the same place.
-
-    `chain` are the folders from `/` to itself, `passed` those in which a name was looked up, also on the way through
-    links. `steps` are all of these names, as they were found.
-    """
-
-    path: Path
-    chain: tuple[Identity, ...]
-    passed: frozenset[Identity] = field(compare=False)
-    steps: tuple[tuple[Path, os.stat_result], ...] = field(compare=False)
-    status: os.stat_result = field(compare=False)
-
-    def within(self, other: _Place) -> bool:
-        """Whether it is the other, or lies in it: by what they are, for a folder can have names in two cases."""
-        return other.chain[-1] in self.chain
-
-    def overlaps(self, other: _Place) -> bool:
-        """Whether one of them lies in the other."""
-        return self.within(other) or other.within(self)
-
-
-def _identity(status: os.stat_result) -> Identity:
-    return status.st_dev, status.st_ino
-
-
-def _follow(path: Path) -> _Place:
-    """Go an absolute path, links included, step by step, for each of them to be judged; OSError."""
-    top = Path("/").lstat()
-    way, steps, passed = [(Path("/"), top)], [(Path("/"), top)], set[Identity]()
-    names, links = [*reversed(path.parts[1:])], 0
-    while names:
-        (here, status), name = way[-1], names.pop()
-        if not stat.S_ISDIR(status.st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(here))
-        passed.add(_identity(status))
-        if name == "..":
-            del way[max(1, len(way) - 1) :]
-            continue
-        step = here / name, (here / name).lstat()
-        steps.append(step)
-        if not stat.S_ISLNK(step[1].st_mode):
-            way.append(step)
-            continue
-        if (links := links + 1) > _MOST_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-        target = step[0].readlink()
-        if target.is_absolute():
-            del way[1:]
-        names += reversed(target.parts[1:] if target.is_absolute() else target.parts)
-    path, status = way[-1]
-    return _Place(path, tuple(_identity(one) for _, one in way), frozenset(passed), tuple(steps), status)
-
-
-def _given(text: str) -> Path:
-    """The path that a person has written, made absolute; ValueError."""
-    if any(unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp") for one in text):
-        raise ValueError("its name has a character that cannot be seen")
+def _place_of(mount: ExtraMount) -> Place:
     try:
-        path = Path(text).expanduser() if text == "~" or text.startswith("~/") else Path(text)
-    except RuntimeError:
-        raise ValueError("nobody knows where `~` is") from None
-    if not path.is_absolute():
-        raise ValueError("a path begins with `/` or `~/`")
-    return path
-
-
-def _follow_given(mount: ExtraMount) -> _Place:
-    try:
-        place = _follow(_given(mount.host_path))
-        _given(str(place.path))  # a link can lead to a name that nobody would write
+        place = follow(absolute(mount.host_path))
+        absolute(str(place.path))  # a link can lead to a name that nobody would write
     except FileNotFoundError:
         _refuse(mount, "it does not exist", "create it, or take it off the group's mounts")
     except OSError as error:
@@ -218,29 +119,20 @@ def _follow_given(mount: ExtraMount) -> _Place:
     return place
 
 
-def _existing(paths: Iterable[str | Path]) -> Iterator[_Place]:
-    """Where these paths lead, without those that lead nowhere: nothing lies in what is not there."""
-    for path in paths:
-        try:
-            yield _follow(Path(path))
-        except OSError:
-            continue
-
-
 # --- what may be, whoever asks ------------------------------------------------------------------------------
 
 
-def _check_names(mount: ExtraMount, place: _Place, names: _Names) -> None:
-    for path in (_given(mount.host_path), place.path):
+def _check_names(mount: ExtraMount, place: Place, names: BlockedNames) -> None:
+    for path in (absolute(mount.host_path), place.path):
         for above, part in zip(path.parts, path.parts[1:], strict=False):
             if names.blocked(above, part):
-                _refuse(mount, f"{_shown(part)} is a name that stands for secrets", "mount another folder")
+                _refuse(mount, f"{shown(part)} is a name that stands for secrets", "mount another folder")
 
 
-def _check_way(mount: ExtraMount, place: _Place, owner: tuple[int, int] | None) -> None:
+def _check_way(mount: ExtraMount, place: Place, owner: tuple[int, int] | None) -> None:
     """Nobody else may put another folder into its place, and the agent must have some use of it."""
     uid, gid = owner or (os.geteuid(), os.getegid())
-    if why := _moved_by_others(place, _other_agent(owner)):
+    if why := moved_by_others(place, _other_agent(owner)):
         _refuse(mount, why, "let nobody else write there, or mount another folder")
     mode, shift = place.status.st_mode, 6 if place.status.st_uid == uid else 3 if place.status.st_gid == gid else 0
     needed = 0o5 if mount.readonly else 0o7
@@ -254,68 +146,41 @@ def _other_agent(owner: tuple[int, int] | None) -> tuple[int, int] | None:
     return owner if owner and owner[0] != os.geteuid() else None
 
 
-def _moved_by_others(place: _Place, agent: tuple[int, int] | None = None) -> str:
-    """Which step of the way another user than root can change, and how; an empty string where there is none.
-
-    The folder itself may be the agent's, where that is another user: where it is does not depend on that.
-    """
-    for path, status in place.steps:
-        uid, gid = agent if agent and path == place.path else (0, 0)
-        if status.st_uid not in (0, os.geteuid(), uid):
-            return f"{_shown(path)} belongs to another user, uid {status.st_uid}"
-        if stat.S_ISLNK(status.st_mode) or status.st_mode & stat.S_ISVTX:
-            continue
-        if status.st_mode & stat.S_IWOTH:
-            return f"everyone can write {_shown(path)}"
-        if status.st_mode & stat.S_IWGRP and status.st_gid not in (0, gid, _private_group()):
-            return f"the group with gid {status.st_gid} can write {_shown(path)}"
-    return ""
-
-
-def _private_group() -> int:
-    """The group that is this user's alone: a system that makes one for each user names it after them. Else root's."""
-    try:
-        named_alike = grp.getgrgid(os.getegid()).gr_name == pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return 0
-    return os.getegid() if named_alike else 0
-
-
-def _writable(groups: Iterable[Group]) -> Iterator[tuple[Group, _Place]]:
+def _writable(groups: Iterable[Group]) -> Iterator[tuple[Group, Place]]:
     """Every folder that the agents of these groups can write, as far as it is there."""
     for group in groups:
         for mount in group.mounts:
             if not mount.readonly:
                 try:
-                    yield group, _follow(_given(mount.host_path))
+                    yield group, follow(absolute(mount.host_path))
                 except (OSError, ValueError):
                     continue
 
 
-def _check_neighbours(mount: ExtraMount, place: _Place, home: Path, writable: Collection[tuple[Group, _Place]]) -> None:
+def _check_neighbours(mount: ExtraMount, place: Place, home: Path, writable: Collection[tuple[Group, Place]]) -> None:
     """It has nothing in common with Pynchy's home, and does not depend on a name that an agent can change."""
-    if any(place.overlaps(own) or own.chain[-1] in place.passed for own in _existing([home])):
+    if any(place.overlaps(own) or own.chain[-1] in place.passed for own in existing([home])):
         _refuse(mount, "Pynchy keeps its own things there", "mount a folder apart from PYNCHY_HOME")
     for group, other in writable:
         if other.chain[-1] != place.chain[-1] and (other.chain[-1] in place.passed or other.within(place)):
             _refuse(
                 mount,
-                f"it has in it or lies in {_shown(other.path)}, which the agent of {group.folder} can write",
+                f"it has in it or lies in {shown(other.path)}, which the agent of {group.folder} can write",
                 "mount the very same folder, or one apart from it",
             )
 
 
-def _check_programs(mount: ExtraMount, place: _Place) -> None:
+def _check_programs(mount: ExtraMount, place: Place) -> None:
     """No agent writes what this user, or another group's agent, runs."""
     own = [Path(__file__).parent, container_dir(), AgentEnvironment().path, sys.prefix, sys.base_prefix]
-    if any(place.overlaps(one) for one in _existing(path for path in (*own, *sys.path) if Path(path).is_absolute())):
+    if any(place.overlaps(one) for one in existing(path for path in (*own, *sys.path) if Path(path).is_absolute())):
         _refuse(mount, "programs of Pynchy's or its plugins' lie there", "mount it read-only")
 
 
-def _check_apart(places: Iterable[tuple[ExtraMount, _Place]]) -> None:
+def _check_apart(places: Iterable[tuple[ExtraMount, Place]]) -> None:
     for (mount, place), (other, another) in combinations(places, 2):
         if place.overlaps(another):
-            _refuse(mount, f"it overlaps with {_shown(other.host_path)}", "mount one of the two")
+            _refuse(mount, f"it overlaps with {shown(other.host_path)}", "mount one of the two")
 
 
 # --- the allowlist ------------------------------------------------------------------------------------------
@@ -325,7 +190,7 @@ def _check_apart(places: Iterable[tuple[ExtraMount, _Place]]) -> None:
 class _Root:
     """A folder beneath which something may be mounted, and by whom for writing."""
 
-    place: _Place
+    place: Place
     write: str
 
     def allows(self, mount: ExtraMount, group: Group) -> bool:
@@ -339,7 +204,7 @@ class _Allowlist:
 
     file: Path
     roots: tuple[_Root, ...]
-    names: _Names
+    names: BlockedNames
 
     @classmethod
     def read(cls, home: Path) -> _Allowlist:
@@ -353,17 +218,17 @@ class _Allowlist:
                 raise ValueError('`blocked` is no list of names, as in ["*.kdbx"]')
             if not _are(roots, dict):
                 raise ValueError("a root is written as `[[root]]`")
-            return cls(file, tuple(one for table in roots for one in _root(table)), _Names(blocked))
+            return cls(file, tuple(one for table in roots for one in _root(table)), BlockedNames(blocked))
         except MountRefused:
             raise
         except RecursionError:
             why = "it has too many brackets in brackets"
         except (ValueError, OSError, re.error) as error:
             why = getattr(error, "strerror", None) or str(error)
-        raise MountRefused(f"nothing can be mounted, for {file} is not as it must be: {_shown(why)}; correct it")
+        raise MountRefused(f"nothing can be mounted, for {file} is not as it must be: {shown(why)}; correct it")
 
     def check(
-        self, mount: ExtraMount, place: _Place, group: Group, changed: Set[Identity], agent: tuple[int, int] | None
+        self, mount: ExtraMount, place: Place, group: Group, changed: Set[Identity], agent: tuple[int, int] | None
     ) -> None:
         """MountRefused where no root has this folder in it, or where the nearest, or one in it, lets it not be written.
 
@@ -374,7 +239,7 @@ class _Allowlist:
             for root in self.roots
             if place.path.is_relative_to(root.place.path)
             and not root.place.passed & changed
-            and not _moved_by_others(root.place, agent)
+            and not moved_by_others(root.place, agent)
         ]
         if not around:
             _refuse(
@@ -386,7 +251,7 @@ class _Allowlist:
             if not root.allows(mount, group):
                 _refuse(
                     mount,
-                    f'the root {_shown(root.place.path)} has `write = "{root.write}"` in {self.file}',
+                    f'the root {shown(root.place.path)} has `write = "{root.write}"` in {self.file}',
                     "mount it read-only, or change that",
                 )
 
@@ -439,10 +304,10 @@ def _root(table: dict[str, Any]) -> Iterator[_Root]:
     if write not in _WRITE:
         raise ValueError(f"the root {path} has a `write` that is none of {', '.join(map(repr, _WRITE))}")
     try:
-        given = _given(path)
+        given = absolute(path)
     except ValueError as error:
         raise ValueError(f"the root {path} cannot be: {error}") from None
-    for place in _existing([given]):
+    for place in existing([given]):
         if why := _too_wide(place):
             raise ValueError(f"the root {path} is too wide, {why}: name a folder in it that may be seen")
         if not stat.S_ISDIR(place.status.st_mode):
@@ -450,13 +315,13 @@ def _root(table: dict[str, Any]) -> Iterator[_Root]:
         yield _Root(place, write)
 
 
-def _too_wide(place: _Place) -> str:
+def _too_wide(place: Place) -> str:
     """Why a folder holds too much to be a root; an empty string where it does not."""
     if len(place.chain) < 3:
         return "for it holds parts of the whole machine"
-    if any(one.within(place) for one in _existing(_homes())):
+    if any(one.within(place) for one in existing(_homes())):
         return "for a home is in it"
-    if any(one.overlaps(place) for one in _existing(_SYSTEM)):
+    if any(one.overlaps(place) for one in existing(_SYSTEM)):
         return "for it is the system's"
     return ""
 
@@ -472,39 +337,20 @@ def _homes() -> Iterator[Path]:
 # --- what lies beneath --------------------------------------------------------------------------------------
 
 
-class _Names:
-    """The names that no agent sees: the ones of always, and `more` patterns."""
-
-    def __init__(self, more: Iterable[str]) -> None:
-        self._always, self._more, self._harmless = _pattern(_BLOCKED), _pattern(more), _pattern(_HARMLESS)
-
-    def blocked(self, above: str, name: str) -> bool:
-        """Whether something of this name, in a folder of that, is nothing for an agent."""
-        path = unicodedata.normalize("NFC", f"{above}/{name}")
-        return bool(self._more(path) or (self._always(path) and not self._harmless(path)))
-
-
-def _pattern(names: Iterable[str]) -> Callable[[str], object]:
-    """What finds `PARENT/NAME` that is one of these, in any case."""
-    patterns = (name if "/" in name else f"*/{name}" for name in names)
-    either = "|".join(fnmatch.translate(unicodedata.normalize("NFC", one)) for one in patterns)
-    return re.compile(either or r"(?!)", re.IGNORECASE).match
-
-
 class _Survey:
     """A look at everything beneath the folders of one group, within bounds and without following a link."""
 
-    def __init__(self, names: _Names) -> None:
+    def __init__(self, names: BlockedNames) -> None:
         self._names = names
         self._left = _MOST_ENTRIES
         self._until = time.monotonic() + _CHECKED_WITHIN
 
-    def check(self, mount: ExtraMount, place: _Place) -> None:
+    def check(self, mount: ExtraMount, place: Place) -> None:
         """MountRefused where there is something that no agent may see, or that cannot be looked at."""
         try:
             folder = os.open(place.path, _FOLDER)
             try:
-                if _identity(os.fstat(folder)) != place.chain[-1]:
+                if identity(os.fstat(folder)) != place.chain[-1]:
                     _refuse(mount, *_CHANGING)
                 self._look(mount, place.path, folder, place.status.st_dev, _MOST_LEVELS)
             finally:
@@ -523,13 +369,13 @@ class _Survey:
             path = where / entry.name
             if self._names.blocked(where.name, entry.name):
                 _refuse(
-                    mount, f"{_shown(path)} has a name that stands for secrets", "move it away, or mount another folder"
+                    mount, f"{shown(path)} has a name that stands for secrets", "move it away, or mount another folder"
                 )
             if entry.is_dir(follow_symlinks=False):
                 self._enter(mount, path, folder, device, levels - 1)
             elif not entry.is_file(follow_symlinks=False) and not entry.is_symlink():
                 _refuse(
-                    mount, f"{_shown(path)} is a socket, a pipe or a device", "move it away, or mount another folder"
+                    mount, f"{shown(path)} is a socket, a pipe or a device", "move it away, or mount another folder"
                 )
 
     def _enter(self, mount: ExtraMount, path: Path, above: int, device: int, levels: int) -> None:
@@ -540,7 +386,7 @@ class _Survey:
         try:
             if os.fstat(folder).st_dev != device:
                 # Not every engine makes what is mounted beneath a mount read-only, too.
-                _refuse(mount, f"{_shown(path)} is another file system", "mount a folder that has none in it")
+                _refuse(mount, f"{shown(path)} is another file system", "mount a folder that has none in it")
             self._look(mount, path, folder, device, levels)
         finally:
             os.close(folder)
