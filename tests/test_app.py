@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
@@ -212,9 +213,22 @@ async def test_containers_that_nobody_uses_are_removed_while_the_service_runs_an
         await chat.ask("hello")
         in_use = docker.list_running_containers(prefix)
         assert len(in_use) == 1
-        image = ("--entrypoint", "sleep", "pynchy-agent:latest", "300")
-        await asyncio.to_thread(docker.command, "run", "--rm", "-d", "--name", f"{prefix}left-running", *image)
-        await asyncio.to_thread(docker.command, "create", "--name", f"{prefix}never-started", *image)
+        # The engine refuses to start what is removed between its making and its start.
+        making, look = threading.Lock(), docker.list_running_containers
+
+        def look_when_made(prefix: str) -> list[str]:
+            with making:
+                return look(prefix)
+
+        def leave() -> None:
+            image = ("--entrypoint", "sleep", "pynchy-agent:latest", "300")
+            with making:
+                docker.command("run", "--rm", "-d", "--name", f"{prefix}left-running", *image)
+                docker.command("create", "--name", f"{prefix}never-started", *image)
+                assert len(look(prefix)) == 3
+
+        monkeypatch.setattr(docker, "list_running_containers", look_when_made)
+        await asyncio.to_thread(leave)
         while await asyncio.to_thread(docker.list_running_containers, prefix) != in_use:
             await asyncio.sleep(0.05)
         assert await chat.ask("still there?") == "You said: still there?"
