@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from pynchy.agent_plugins import AgentPlugins, plugin_parts
 from pynchy.agent_wire import HostServices
 from pynchy.config import Settings
-from pynchy.container_runner import AgentRun, Limits
+from pynchy.container_runner import AgentFailed, AgentRun, Limits
 from pynchy.mount_security import MountRefused, extra_mounts
 from pynchy.plugin import ContainerRuntime, PluginRegistry
 from pynchy.plugin_reports import PluginReports
@@ -26,8 +27,13 @@ LABEL_INSTALLATION = "io.pynchy.installation"
 LABEL_GROUP = "io.pynchy.group"
 
 
-class Hopeless(Exception):
-    """An agent that cannot be started as its group is set up, however often it is tried."""
+@contextmanager
+def preparing() -> Iterator[None]:
+    """What keeps an agent from being started, as AgentFailed."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise AgentFailed(f"its container could not be prepared: {error}") from error
 
 
 class AgentSetup:
@@ -73,9 +79,9 @@ class AgentSetup:
         return plugins
 
     async def new_run(self, group: Group, plugins: AgentPlugins, services: HostServices) -> AgentRun:
-        """An agent that can be started; OSError where its folders cannot be made, Hopeless where it never can be."""
+        """An agent that can be started; OSError where its folders cannot be made, AgentFailed where it never can be."""
         if unmet := await asyncio.to_thread(_cannot, self._runtime, group):  # a runtime may have to ask the system
-            raise Hopeless(f"the runtime {self._runtime.name} {unmet}")
+            raise AgentFailed(f"the runtime {self._runtime.name} {unmet}", hopeless=True)
         settings = self.settings
         spec = RunSpec(
             mounts=(*await asyncio.to_thread(self._mounts, group, list(self._groups().values())), *plugins.mounts),
@@ -101,7 +107,7 @@ class AgentSetup:
         try:
             extra = extra_mounts(home, group, everyone, owner)
         except MountRefused as refused:
-            raise Hopeless(str(refused)) from None
+            raise AgentFailed(str(refused), hopeless=True) from None
         return (*group_mounts(home, group, self._runner, owner), *extra)
 
     def input(

@@ -53,11 +53,16 @@ _MOST_IMAGES = 200  # are named in the line of a frame; it is fewer that the mod
 
 
 class AgentFailed(Exception):
-    """The agent gave no answer. `reported`: its own runner said why, so that the container did start."""
+    """The agent gave no answer.
 
-    def __init__(self, reason: str, reported: bool = False) -> None:
+    `reported`: its own runner said why, so that the container did start. `hopeless`: it would fail in the same way
+    again.
+    """
+
+    def __init__(self, reason: str, *, reported: bool = False, hopeless: bool = False) -> None:
         super().__init__(reason)
         self.reported = reported
+        self.hopeless = hopeless
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,7 @@ class AgentRun:
             raise AgentFailed(f"it gave no answer within {self._limits.answer:g} s") from None
         if output is None:
             self._results.put_nowait(None)  # every further call fails as well
-            raise AgentFailed((self._failure or "it ended")[:_MAX_REASON], self._reported)
+            raise AgentFailed((self._failure or "it ended")[:_MAX_REASON], reported=self._reported)
         return output
 
     async def interrupt(self) -> None:

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from pynchy.agent_setup import AgentSetup, Hopeless
+from pynchy.agent_setup import AgentSetup, preparing
 from pynchy.attachments import attach_text, excerpt_of, images
 from pynchy.container_runner import AgentFailed, AgentRun
 from pynchy.credential import Credential
@@ -106,7 +106,7 @@ class Conversations:
         except Exception as error:
             log.exception("answering a group failed", group=group.folder)
             place.again_in = _AFTER_AN_ERROR
-            await shift.fail(f"something went wrong in here ({type(error).__name__}: {error})", reported=False)
+            await shift.fail(AgentFailed(f"something went wrong in here ({type(error).__name__}: {error})"))
         finally:
             try:
                 await shift.end()
@@ -239,33 +239,34 @@ class Shift:
                 return  # it goes in alone, once this is answered
             self._open |= {message.id: message for message in messages}
         if not busy and (refusal := self._behind.refusal(self._group)):
-            await self.fail(refusal, reported=False, hopeless=True)
+            await self.fail(AgentFailed(refusal, hopeless=True))
             return
         self._behind.working(self._group.jid, lambda: self._run.doing if self._run else "")
         reached("claimed")
         ids = tuple(message.id for message in messages)
         try:
-            prompt, pictures = await self._prompt(messages)
-            if self._run:
-                self._run.send(prompt, ids, pictures)
-                return
-            if self._stopped:
-                raise AgentFailed(STOPPED)
-            plugins = self._services.plugins = await self._host.setup.plugins(self._group)
-            session_id = await self._store.resume(self._group.jid)
-            self._resumed = session_id is not None
-            tools = self._services.tools
-            given = self._host.setup.input(self._group, plugins, prompt, session_id, pictures, tools)
-            self._run = await self._host.setup.new_run(self._group, plugins, self._services)
-            await self._run.start(given, ids)
-            if self._stopped:
-                raise AgentFailed(STOPPED)
+            with preparing():
+                await self._hand_over(messages, ids)
         except AgentFailed as failed:
-            await self.fail(str(failed), failed.reported)
-        except Hopeless as hopeless:
-            await self.fail(str(hopeless), reported=False, hopeless=True)
-        except (OSError, ValueError) as error:
-            await self.fail(f"its container could not be prepared: {error}", reported=False)
+            await self.fail(failed)
+
+    async def _hand_over(self, messages: Sequence[StoredMessage], ids: tuple[int, ...]) -> None:
+        """Give messages to the agent, which is started where there is none; AgentFailed, OSError, ValueError."""
+        prompt, pictures = await self._prompt(messages)
+        if self._run:
+            self._run.send(prompt, ids, pictures)
+            return
+        if self._stopped:
+            raise AgentFailed(STOPPED)
+        plugins = self._services.plugins = await self._host.setup.plugins(self._group)
+        session_id = await self._store.resume(self._group.jid)
+        self._resumed = session_id is not None
+        tools = self._services.tools
+        given = self._host.setup.input(self._group, plugins, prompt, session_id, pictures, tools)
+        self._run = await self._host.setup.new_run(self._group, plugins, self._services)
+        await self._run.start(given, ids)
+        if self._stopped:
+            raise AgentFailed(STOPPED)
 
     def _is_compact(self, content: str) -> bool:
         return self._compacts(content) is not None
@@ -320,10 +321,10 @@ class Shift:
         try:
             output = answer.result()
         except AgentFailed as failed:
-            await self.fail(str(failed), failed.reported)
+            await self.fail(failed)
             return False
         if output.error is not None:
-            await self.fail(output.error, reported=True, ids=output.ids)
+            await self.fail(AgentFailed(output.error, reported=True), output.ids)
             return False
         await self._record(output)
         return True
@@ -347,12 +348,10 @@ class Shift:
 
     # --- failures -------------------------------------------------------------------------------------------
 
-    async def fail(
-        self, reason: str, reported: bool, ids: tuple[int, ...] | None = None, hopeless: bool = False
-    ) -> None:
+    async def fail(self, failed: AgentFailed, ids: tuple[int, ...] | None = None) -> None:
         """The run has failed: for these messages, or None where it ended and all of its open ones failed.
 
-        It is tried again, unless it is `hopeless`.
+        It is tried again, unless that is hopeless.
         """
         acting: set[int] = set()
         self._compacting = False
@@ -363,14 +362,13 @@ class Shift:
             await self._stop_all(acting)
             return
         under_way = tuple(self._open) if ids is None else ids
-        log.warning("an agent gave no answer", group=self._group.folder, reason=reason)
+        log.warning("an agent gave no answer", group=self._group.folder, reason=str(failed))
         if acted := tuple(row_id for row_id in under_way if row_id in acting):
-            failure = self._failure(acted, reason, reported, hopeless)
-            await self._give_up(acted, failure, MAY_HAVE_ACTED)
+            await self._give_up(acted, self._failure(acted, failed), MAY_HAVE_ACTED)
         if untouched := tuple(row_id for row_id in under_way if row_id not in acting):
-            await self._try_again(untouched, self._failure(untouched, reason, reported, hopeless))
+            await self._try_again(untouched, self._failure(untouched, failed))
         if self._open:  # what it held for later
-            await self.give_back(reason)
+            await self.give_back(str(failed))
 
     async def _stop_all(self, acting: set[int]) -> None:
         """Give up everything that is open, as the user wants; who asked for it says so."""
@@ -382,9 +380,10 @@ class Shift:
         self._stopped.set_result(f"Stopped. {MAY_HAVE_ACTED}" if acting else "Stopped.")
         self._stopped = None
 
-    def _failure(self, ids: tuple[int, ...], reason: str, reported: bool, hopeless: bool) -> Failure:
+    def _failure(self, ids: tuple[int, ...], failed: AgentFailed) -> Failure:
         attempts = max(self._open[row_id].attempts for row_id in ids)
-        return Failure(reason, self._services.model_failure, reported, self._resumed, attempts, hopeless)
+        model = self._services.model_failure
+        return Failure(str(failed), model, failed.reported, self._resumed, attempts, failed.hopeless)
 
     async def _try_again(self, ids: tuple[int, ...], failure: Failure) -> None:
         settings, verdict = self._host.settings, failure.verdict

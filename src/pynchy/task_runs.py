@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from pynchy.agent_setup import AgentSetup, Hopeless
+from pynchy.agent_setup import AgentSetup, preparing
 from pynchy.container_runner import AgentFailed, AgentRun
 from pynchy.credential import Credential
 from pynchy.failures import Failure, Verdict
@@ -206,26 +206,22 @@ class TaskRuns:
 
     async def _run(self, work: TaskWork, task: Task, group: Group, place: Place) -> bool:
         host = self._behind.task_host_of(group, work)
-        failed: tuple[str, bool, bool]
         try:
             try:
-                text = await self._ask(work, task, group, host)
+                with preparing():
+                    text = await self._ask(work, task, group, host)
             finally:
                 if work.agent:
                     await self._setup.end_run(work.agent)
         except AgentFailed as error:
-            failed = str(error), error.reported, False
-        except Hopeless as error:
-            failed = str(error), False, True
-        except (OSError, ValueError) as error:
-            failed = f"its container could not be prepared: {error}", False, False
+            failed = error
         else:
             await self._finish(work, True, text, says=True)
             return True
         finally:
             acted = bool(work.agent and work.agent.acted)
             work.agent = None
-        return await self._failed(work, group, place, host, acted, *failed)
+        return await self._failed(work, group, place, host, acted, failed)
 
     async def _ask(self, work: TaskWork, task: Task, group: Group, host: TaskHost) -> str:
         """Have an agent do it; returns what it answers, AgentFailed where it gives no answer."""
@@ -245,21 +241,14 @@ class TaskRuns:
         return visible_text(output.text)
 
     async def _failed(
-        self,
-        work: TaskWork,
-        group: Group,
-        place: Place,
-        host: TaskHost,
-        acted: bool,
-        reason: str,
-        reported: bool,
-        hopeless: bool,
+        self, work: TaskWork, group: Group, place: Place, host: TaskHost, acted: bool, failed: AgentFailed
     ) -> bool:
         if work.stopped:
             await self._finish(work, True, _STOPPED)
             return True
-        log.warning("a task's run failed", task=work.run.task_id, group=group.folder, reason=reason)
-        failure = Failure(reason, host.model_failure, reported, work.session is not None, work.attempts, hopeless)
+        log.warning("a task's run failed", task=work.run.task_id, group=group.folder, reason=str(failed))
+        resumed = work.session is not None
+        failure = Failure(str(failed), host.model_failure, failed.reported, resumed, work.attempts, failed.hopeless)
         verdict = failure.verdict
         if not acted and verdict is Verdict.CREDENTIAL:
             self._credential.refused()
