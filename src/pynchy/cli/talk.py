@@ -7,13 +7,15 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from pynchy.app import Service
 from pynchy.cli.output import complain, complain_of_system, configure_logging, logging_into, tell
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, Peer, connect
+from pynchy.control import ask as ask_service
 from pynchy.home import control_socket
 from pynchy.model_gateway import Upstream
 from pynchy.plugin import RuntimeUnavailable, discover_plugins
@@ -116,8 +118,10 @@ async def _reach(demo: bool, talk: Talk) -> int:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
+    held: list[Peer] = []
+
     async def door() -> Peer:
-        peer = await connect(path)
+        peer = held.pop() if held else await connect(path)
         if peer is None:
             raise ControlError("The service has stopped.")
         return peer
@@ -125,8 +129,10 @@ async def _reach(demo: bool, talk: Talk) -> int:
     deadline = asyncio.get_running_loop().time() + _DOOR_SECONDS
     while True:
         if peer := await connect(path):
-            await _same_model(peer, demo)
-            return await talk(door)
+            held.append(peer)  # a service that nobody uses any more may end
+            if await _same_model(path, demo):
+                return await talk(door)
+            await held.pop().close()
         try:
             with logging_into(settings.home, settings.log_level):
                 async with own_service(settings, demo, at_terminal=True) as service:
@@ -140,17 +146,20 @@ async def _reach(demo: bool, talk: Talk) -> int:
             await asyncio.sleep(0.05)
 
 
-async def _same_model(peer: Peer, demo: bool) -> None:
-    """A demo and a real service must not be taken for each other."""
-    await peer.send(op="hello")
-    hello = await peer.receive() or {}
-    await peer.close()
+async def _same_model(path: Path, demo: bool) -> bool:
+    """A demo and a real service must not be taken for each other; False where the service is just stopping."""
+    hello = None
+    with suppress(ConnectionError):
+        hello = await ask_service(path, op="hello")
+    if hello is None:
+        return False
     if demo and not hello.get("demo"):
         raise ControlError(
             "The service that runs on this home uses the real model: stop it, or set another PYNCHY_HOME for --demo."
         )
     if hello.get("demo"):
         tell("The service runs with --demo: a script answers, not a language model.")
+    return True
 
 
 @asynccontextmanager
