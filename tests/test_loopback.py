@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 
 import h11
@@ -250,6 +251,28 @@ async def test_connection_close_is_honoured() -> None:
     async with LoopbackServer(echo) as server, Client.of(server) as client:
         client.writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert (await client.reader.read()).endswith(b"GET / 0")
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["as its task begins", "before it has one"])
+async def test_closing_hangs_up_on_a_client_that_has_just_come(begun: bool) -> None:
+    come: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+
+    class Closing(LoopbackServer):
+        """Says that somebody comes before it does anything about it."""
+
+        def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            come.put_nowait((reader, writer))
+            if begun:
+                super()._accept(reader, writer)
+
+    async with Closing(echo) as server:
+        client = socket.create_connection(("127.0.0.1", server.port))
+        client.setblocking(False)
+        ends = await come.get()
+    if not begun:
+        LoopbackServer._accept(server, *ends)
+    with client, contextlib.suppress(ConnectionResetError):
+        assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
 
 
 async def test_closing_does_not_wait_for_clients() -> None:
