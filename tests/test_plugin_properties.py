@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from plugin_modules import contents, discovery, package_in
 
@@ -186,6 +186,7 @@ _OBJECTS = st.dictionaries(_KEYWORDS | st.text(max_size=4), _SCHEMAS, max_size=5
 )
 
 
+@example(schema={"type": "object", "$ref": "#"}, arguments={})
 @given(schema=_SCHEMAS | _OBJECTS, arguments=st.dictionaries(_KEYWORDS | st.text(max_size=4), JSON, max_size=3))
 def test_a_schema_that_is_accepted_judges_any_arguments(odd: Odd, schema: Any, arguments: dict[str, Any]) -> None:
     async def handler(arguments: dict[str, Any], call: ToolCall) -> str:

@@ -293,4 +293,12 @@ def _compiled(schema: str) -> Callable[[Any], Any]:
 
     elsewhere: dict[str, Callable[[str], Any]] = dict.fromkeys(("http", "https", "ftp", "file"), refuse)
     # A default would be written into the arguments that the agent gave.
-    return fastjsonschema.compile(json.loads(schema), handlers=elsewhere, use_default=False)
+    check = fastjsonschema.compile(json.loads(schema), handlers=elsewhere, use_default=False)
+
+    def judge(value: Any) -> Any:
+        try:
+            return check(value)
+        except RecursionError:
+            raise ValueError("data cannot be checked, for the schema leads in a circle or too deep") from None
+
+    return judge
