@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from loft import JID, Loft, database, loft, seen
 from stored import raw, rows
-from support import RogueRuntime
+from support import RogueRuntime, until
 
 from pynchy.schedule import Schedule
 from pynchy.tasks import Task
@@ -201,6 +201,29 @@ async def test_stop_ends_a_task_that_is_at_work_and_it_is_no_failure(tmp_path: P
         assert found
         assert (found.state, found.failures) == ("active", 0)
         await channel.silence()
+
+
+async def test_stop_ends_what_is_left_when_a_run_ends_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with family("answers-when-told") as channel:
+        assert channel.service
+        service = channel.service
+        for _ in range(2):
+            await due(channel)
+        await until(lambda: len(runs(tmp_path)) == 2 and (tmp_path / "family.started").exists())
+        get = service._store.tasks.get
+
+        async def get_late(task_id: int) -> Task | None:
+            if asyncio.current_task() is stopping:
+                (tmp_path / "family.go").touch()
+                await until(lambda: len(service._task_runs.running) < 2)
+            return await get(task_id)
+
+        monkeypatch.setattr(service._store.tasks, "get", get_late)
+        stopping = asyncio.create_task(service.stop_agents(GROUP))
+        assert await stopping == "Stopped."
+        assert [state for state, *_ in await ended(channel, tmp_path, 2)] == ["done"] * 2
 
 
 async def test_a_task_that_is_cancelled_while_it_waits_is_not_run(

@@ -143,7 +143,7 @@ class TaskRuns:
     async def stop(self, folder: str) -> int:
         """End the runs of a group's tasks, as its people want; how many there were."""
         mine = []
-        for key, work in self._open.items():
+        for key, work in list(self._open.items()):
             task = await self._store.tasks.get(work.run.task_id)
             if task and task.folder == folder and not work.stopped:
                 mine.append((key, work))
