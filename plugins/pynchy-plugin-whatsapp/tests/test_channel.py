@@ -1,12 +1,14 @@
 """The channel with the real worker and neonize's real client; only the functions of the Go library are replaced."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -78,11 +80,10 @@ async def _connected(folder: Path, **config: str) -> AsyncIterator[Bench]:
 
 
 async def _until(condition: Callable[[], object], what: str) -> None:
-    for _ in range(1500):
-        if condition():
-            return
+    deadline = time.monotonic() + 60  # a worker takes a while to start
+    while not condition():
+        assert time.monotonic() < deadline, what
         await asyncio.sleep(0.01)
-    raise AssertionError(what)
 
 
 def _run(test: Callable[[], Awaitable[None]]) -> None:
@@ -183,8 +184,9 @@ def test_a_message_that_is_refused_each_time_is_set_aside_and_the_next_one_comes
             await bench.side.write("bad")
             await bench.side.write("good")
             await _until(lambda: bench.texts == ["good"], "the bad message holds up the good one")
-        with closing(sqlite3.connect(bench.side.data / "spool.db")) as spool:
-            assert spool.execute("SELECT why FROM set_aside").fetchall() == [("it cannot be stored",)]
+            with closing(sqlite3.connect(bench.side.data / "spool.db")) as spool:
+                aside = "SELECT why FROM set_aside"
+                await _until(lambda: spool.execute(aside).fetchall() == [("it cannot be stored",)], "it is not kept")
 
     _run(test)
 
@@ -236,22 +238,47 @@ def test_what_was_handed_over_survives_that_the_worker_is_killed_at_any_moment(t
     _run(test)
 
 
+def test_what_still_comes_while_it_disconnects_overtakes_nothing(tmp_path: Path) -> None:
+    async def store(message: NewMessage) -> None:
+        if message.content == "0":
+            await asyncio.Event().wait()
+
+    async def test() -> None:
+        async with WhatsAppSide.open(tmp_path) as side:
+            side.pace = 0.05
+            bench = Bench(side)
+            begun = asyncio.Event()
+            bench.storing = lambda message: begun.set() or store(message)
+            await bench.channel.connect()
+            for number in range(5):
+                await side.write(str(number))
+            async with asyncio.timeout(60):
+                await begun.wait()
+            await bench.channel.disconnect()
+            assert bench.texts == []
+            again = Bench(side)
+            await again.channel.connect()
+            await _until(lambda: len(again.came) == 5, "some are lost")
+            assert again.texts == [str(number) for number in range(5)]
+            await again.channel.disconnect()
+
+    _run(test)
+
+
 def test_a_stop_waits_for_what_the_library_has_acknowledged_and_not_handed_over(tmp_path: Path) -> None:
     async def test() -> None:
         async with WhatsAppSide.open(tmp_path) as side:
             side.pace = 0.005
             bench = Bench(side)
             await bench.channel.connect()
-            texts = {str(number) for number in range(100)}
+            texts = {str(number) for number in range(40)}  # few, for a stop has three seconds
             for text in sorted(texts):
                 await side.write(text)
-            await _until(lambda: len(side.waiting) < 50, "nothing is acknowledged")
+            await _until(lambda: len(side.waiting) < 20, "nothing is acknowledged")
             await bench.channel.disconnect()
             again = Bench(side)
             await again.channel.connect()
-            await _until(
-                lambda: {*bench.texts, *again.texts} == {str(number) for number in range(100)}, "some are lost"
-            )
+            await _until(lambda: {*bench.texts, *again.texts} == texts, "some are lost")
             await again.channel.disconnect()
 
     _run(test)
@@ -294,7 +321,7 @@ def test_the_worker_of_a_service_that_is_killed_in_the_middle_of_a_line_ends_and
             worker.stderr.close()
             worker.stdin.write(b'{"stored": 1')
             worker.stdin.close()
-            await asyncio.to_thread(worker.wait, 10)
+            await asyncio.to_thread(worker.wait, 60)
             assert not in_use(side.data)
 
     _run(test)
@@ -306,7 +333,7 @@ def test_the_spool_is_empty_once_everything_is_stored(tmp_path: Path) -> None:
             for number in range(20):
                 await bench.side.write(str(number))
             await _until(lambda: len(bench.came) == 20, "the messages have not come")
-            assert not bench.side.waiting
+            await _until(lambda: not bench.side.waiting, "some are not acknowledged")
             spool = Spool(bench.side.data)
             await _until(lambda: not spool.waiting(), "the spool still holds messages")
             spool.close()
@@ -514,10 +541,13 @@ def test_what_ends_the_connection_is_said_in_a_sentence(tmp_path: Path, event: A
             with pytest.raises(NotConnected, match=sentence):
                 await bench.channel.send_message(_CHAT, "no")
             await bench.channel.disconnect()
+            await _until(lambda: not side.is_there, "its connection has not ended")
             side.greet = False
-            asyncio.get_running_loop().call_later(2, side.happen, event)
+            connecting = asyncio.create_task(bench.channel.connect())
+            await _until(lambda: side.is_there or connecting.done(), "it does not connect")
+            side.happen(event)
             with pytest.raises(WhatsAppTrouble, match=sentence):
-                await bench.channel.connect()
+                await connecting
 
     _run(test)
 
@@ -563,9 +593,11 @@ def test_what_is_written_while_the_connection_is_cut_comes_once_the_library_has_
     async def test() -> None:
         async with _connected(tmp_path) as bench:
             await bench.side.write("before")
+            bench.side.open_to_all.clear()
             bench.side.drop()
             await bench.side.write("meanwhile")
             await _until(lambda: not bench.channel.is_connected(), "it still says that it is connected")
+            bench.side.open_to_all.set()
             await _until(bench.channel.is_connected, "it does not see that it is connected again")
             await _until(  # the first may come again, under its id
                 lambda: list({one.id: one.content for one in bench.came}.values()) == ["before", "meanwhile"],
@@ -593,10 +625,18 @@ def test_the_worker_sees_no_credential_of_the_service(tmp_path: Path, monkeypatc
 def test_what_it_keeps_is_readable_by_the_user_alone(tmp_path: Path) -> None:
     async def test() -> None:
         async with _connected(tmp_path) as bench:
+            modes: dict[str, int] = {}
+
+            async def look(message: NewMessage) -> None:  # while its file is there
+                for path in bench.side.data.rglob("*"):
+                    with contextlib.suppress(FileNotFoundError):  # a journal of the database's
+                        modes[path.name] = path.stat().st_mode
+
+            bench.storing = look
             bench.side.voice(b"OggS")
             await _until(lambda: bench.came, "the voice note has not come")
-            files = [path for path in bench.side.data.rglob("*") if path.name != "session.db"]
-            assert files
-            assert not [path.name for path in files if path.stat().st_mode & 0o077]
+            del modes["session.db"]
+            assert [name for name in modes if name.endswith(".media")]
+            assert not [name for name, mode in modes.items() if mode & 0o077]
 
     _run(test)

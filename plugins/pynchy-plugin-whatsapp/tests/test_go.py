@@ -98,7 +98,7 @@ def test_a_connection_that_never_comes_about_is_left_in_time_and_leaves_nothing(
         asyncio.run(test())
     left = set(threading.enumerate()) - threads
     for thread in left:
-        thread.join(3)  # asyncio's own, which has waited for the worker, may be at its last line
+        thread.join(20)  # asyncio's own, which has waited for the worker, may be at its last line
     assert not any(thread.is_alive() for thread in left)
 
 
@@ -124,6 +124,37 @@ def test_the_package_and_the_channel_load_neither_neonize_nor_its_library() -> N
         return await process.wait()
 
     assert asyncio.run(test()) == 0
+
+
+_SLOW_DISK = """
+import threading, types
+from pynchy_plugin_whatsapp import relay as module
+module._DRAIN_WITHIN = 60
+begun, kept = threading.Event(), threading.Event()
+
+def add(event):
+    begun.set()
+    kept.wait()
+
+relay = object.__new__(module.Relay)
+relay.spool, relay.client = types.SimpleNamespace(add=add), types.SimpleNamespace(close=lambda: None)
+relay._work, relay._ending = threading.Condition(), False
+threading.Thread(target=relay.on_event, args=(module.MESSAGE, b"event"), daemon=True).start()
+begun.wait()
+ending = threading.Thread(target=relay.end, daemon=True)
+ending.start()
+ending.join(1)
+assert ending.is_alive(), "what WhatsApp takes for kept is lost"
+kept.set()
+ending.join(20)
+assert not ending.is_alive()
+"""
+
+
+def test_the_end_waits_for_a_message_that_a_slow_disk_is_keeping() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", _SLOW_DISK], env=environment, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.mark.parametrize("missing", ["magic", "neonize"])

@@ -93,6 +93,8 @@ class WhatsAppSide(FarSide):
         self.acknowledge = "queued"
         self.greet = True
         self.pace = 0.0  # seconds that pass until Go hands over the next event
+        self.open_to_all = asyncio.Event()  # cleared, whoever connects gets no answer
+        self.open_to_all.set()
         self.connections = 0
         self.waiting: dict[int, bytes] = {}
         self._numbers = itertools.count(1)
@@ -114,6 +116,7 @@ class WhatsAppSide(FarSide):
                 yield side
             finally:
                 server.close()
+                side.open_to_all.set()
                 side.drop()
                 await server.wait_closed()
 
@@ -123,6 +126,11 @@ class WhatsAppSide(FarSide):
         device.execute("INSERT OR IGNORE INTO whatsmeow_device VALUES (?, ?)", (f"{ME}:7@s.whatsapp.net", None))
         device.commit()
         device.close()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody is connected who hears what happens."""
+        return bool(self._writers)
 
     # --- what people do -------------------------------------------------------------------------------------
 
@@ -179,6 +187,7 @@ class WhatsAppSide(FarSide):
             writer.write(json.dumps(frame).encode() + b"\n")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.open_to_all.wait()
         me = events.Device(
             JID=jid(ME, device=7),
             LID=jid(MY_LID, "lid", 7),

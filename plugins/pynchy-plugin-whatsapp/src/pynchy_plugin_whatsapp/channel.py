@@ -104,6 +104,8 @@ class WhatsApp:
         return is_address(jid)
 
     def _on_frame(self, frame: Frame) -> None:
+        if self._link is None and frame["is"] in ("message", "chat", "state"):
+            return  # it is being ended: stored now, a message would overtake the one whose storing was cancelled
         match frame["is"]:
             case "message":
                 self._queue(frame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -67,18 +68,19 @@ class Relay:
 
     def on_event(self, code: int, event: bytes) -> None:
         """Called on Go's thread, one event after another."""
-        self._latest = time.monotonic()
         if code != MESSAGE:
+            self._latest = time.monotonic()
             self._on_other(code, event)
             return
+        self._latest = math.inf  # until it is kept, however slow the disk is
         while True:
             try:
                 self.spool.add(event)
                 break
             except Exception as error:  # a full disk: what Go has queued waits, the rest is WhatsApp's to keep
                 log.error("a message cannot be kept, which is tried again: %s", error)
-                self._latest = time.monotonic()
                 time.sleep(1)
+        self._latest = time.monotonic()
         with self._work:
             self._work.notify()
 
