@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def outcomes_in(file: str, tests: Sequence[str], *options: str, **env: str) -> dict[str, tuple[str, str]]:
+def outcomes_in(
+    file: str, tests: Sequence[str], *options: str, within: float = 110, **env: str
+) -> dict[str, tuple[str, str]]:
     """How each of these tests of a file's classes `Bad...` ends, and with which words."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     with tempfile.TemporaryDirectory() as directory:
@@ -21,7 +23,7 @@ def outcomes_in(file: str, tests: Sequence[str], *options: str, **env: str) -> d
             [sys.executable, "-m", "pytest", *given, *(f"{file}::{test}" for test in tests)],
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=within,
             env={**own, **env},
         )
         assert report.exists(), done.stdout + done.stderr

@@ -21,6 +21,9 @@ from suites import outcomes_in
 from pynchy.plugin import PluginContext
 from pynchy.testing import ChannelConformance, FarSide
 
+# Whichever comes first waits for all that are found wanting.
+pytestmark = pytest.mark.timeout(400)
+
 
 class TestCourier(ChannelConformance):
     """Everything right."""
@@ -230,6 +233,7 @@ for _number, (_make, _) in enumerate(FAULTS.values()):
 class BadThreaded(Bad):
     """A courier whose author knows that a thread of its library stays."""
 
+    patience = ChannelConformance.patience
     make = couriers.Threaded
     may_stay = frozenset({"courier-*"})
 
@@ -237,6 +241,7 @@ class BadThreaded(Bad):
 class BadBare(Bad):
     """A courier without the optional members, at an office that cannot vanish."""
 
+    patience = ChannelConformance.patience
     make = couriers.Bare
 
     @asynccontextmanager
@@ -270,7 +275,7 @@ def outcomes() -> dict[str, tuple[str, str]]:
     tests += [f"BadBare::{test}" for test in (*LACKING, f"{_LONG}[letters]", f"{_IS_READ}[markup]")]
     tests += [f"BadThreaded::{_NOTHING_LEFT}[idle]", f"BadUnfinished::{_THOUSAND}"]
     # Most of them wait most of the time.
-    return outcomes_in(__file__, tests, "-n", "4")
+    return outcomes_in(__file__, tests, "-n", "4", within=360)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -127,6 +127,16 @@ if FAULT == "outlives its stdin":
 """
 
 
+#: Faults that show in that something does not come, and for how long it is waited for.
+_IN_VAIN = {
+    "is slow to start": (_mcp_bench, "STARTS_WITHIN", 5.0),
+    "answers one call": (_mcp_bench, "ANSWERS_WITHIN", 5.0),
+    "outlives its stdin": (mcp_conformance, "ENDS_WITHIN", 2.0),
+    "leaves a child": (mcp_conformance, "ENDS_WITHIN", 5.0),
+    "leaves a child elsewhere": (mcp_conformance, "ENDS_WITHIN", 5.0),
+}
+
+
 class Suite(McpConformance):
     """For the raw server; its tests are called one at a time."""
 
@@ -155,10 +165,7 @@ class Nobody(McpPlugin):
 
 @pytest.fixture
 def laid_out(tmp_path: Path, python: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Benches]:
-    """Lay out the raw server with a fault; its patience is short."""
-    monkeypatch.setattr(_mcp_bench, "STARTS_WITHIN", 5.0)
-    monkeypatch.setattr(_mcp_bench, "ANSWERS_WITHIN", 3.0)
-    monkeypatch.setattr(mcp_conformance, "ENDS_WITHIN", 2.0)
+    """Lay out the raw server with a fault; the suite's patience is short where it waits in vain."""
     package = tmp_path / "modules" / f"raw_{tmp_path.name}"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(_PLUGIN)
@@ -172,6 +179,8 @@ def laid_out(tmp_path: Path, python: Path, monkeypatch: pytest.MonkeyPatch) -> I
         def spec(source: Path) -> McpServerSpec:
             return McpServerSpec(name, command, ["-m", f"{package.name}.server"], {"FAULT": fault, **env}, source)
 
+        if fault in _IN_VAIN:
+            monkeypatch.setattr(*_IN_VAIN[fault])
         plugin = module.Plugin()
         plugin.spec = spec
         bench = ServerBench(plugin, tmp_path / f"container{len(benches)}", python)

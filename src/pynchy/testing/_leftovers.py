@@ -15,18 +15,17 @@ from types import TracebackType
 
 from pynchy.testing._outcome import fail
 
-#: What ends by itself may take so long, in seconds.
-_ENDING = 3.0
-
 
 class Leftovers:
     """Fails at its end where something has been left since its beginning, or of files, since `warmed_up`.
 
-    `may_stay` names threads as `fnmatch` has it. Threads of other languages are not seen.
+    `may_stay` names threads as `fnmatch` has it. Threads of other languages are not seen. What ends by itself may take
+    `within` seconds.
     """
 
-    def __init__(self, may_stay: frozenset[str]) -> None:
+    def __init__(self, may_stay: frozenset[str], within: float) -> None:
         self._may_stay = may_stay
+        self._within = within
         self._files: dict[str, str] = {}
         self._recording = warnings.catch_warnings(record=True)
 
@@ -44,7 +43,7 @@ class Leftovers:
         self._files = _open_files()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        deadline = time.monotonic() + _ENDING
+        deadline = time.monotonic() + self._within
         while (left := self._left()) and kind is None and time.monotonic() < deadline:
             time.sleep(0.02)
         gc.collect()

@@ -38,7 +38,7 @@ from pynchy.workspace import ATTACHMENTS_PATH, DATA_PATH, GLOBAL_PATH, GROUP_PAT
 #: Seconds: what the agent's SDK allows for a start, and how long an answer and an end may take.
 STARTS_WITHIN = 30.0
 ANSWERS_WITHIN = 60.0
-ENDS_WITHIN = 5.0
+ENDS_WITHIN = 20.0
 
 _LONGEST_LINE = 64 << 20  # bytes
 Mode = Literal["auto", "legacy"]

@@ -29,6 +29,8 @@ from pynchy.types import RunSpec, VolumeMount
 #: How long a runtime may take, in seconds: for a whole run of a short program, and to end a container.
 RUN_WITHIN = 60.0
 STOP_WITHIN = 15.0
+#: How long one that has ended by itself may be listed, in seconds.
+_FORGET_WITHIN = 20.0
 
 
 class Container:
@@ -225,11 +227,15 @@ class Bench:
         self,
         task: Callable[..., object],
         *mounts: VolumeMount,
-        name: str = "one",
+        name: str = "",
         arguments: Mapping[str, Any] | None = None,
         **spec: Any,
     ) -> Container:
-        """Start a container with this task, called the prefix and `name`; OSError, RuntimeUnavailable."""
+        """Start a container with this task, called the prefix and `name`; OSError, RuntimeUnavailable.
+
+        Without a name it gets a new one: that of a container that has just ended may still be in use.
+        """
+        name = name or f"{len(self._containers) + 1}-one"
         runner = self._directory("runner")
         shutil.copyfile(probe.__file__, runner / "__main__.py")
         shutil.copyfile(container_dir() / "agent_runner" / "src" / "agent_runner" / "init.py", runner / "init.py")
@@ -314,8 +320,8 @@ class Bench:
             fail(f"{alive} processes of {name} still run, though it is said to be gone")
 
     def expect_none_soon(self) -> None:
-        """Fail where containers that have ended by themselves are still listed five seconds later."""
-        deadline = time.monotonic() + 5
+        """Fail where containers that have ended by themselves stay listed."""
+        deadline = time.monotonic() + _FORGET_WITHIN
         while left := self.list():
             if time.monotonic() > deadline:
                 fail(f"list_running_containers still lists {', '.join(left)}, which have ended")

@@ -396,13 +396,14 @@ def interfaces() -> list[str]:
     return sorted(name for _, name in socket.if_nameindex())
 
 
-def knock(addresses: list[list[Any]], abstract: str, datagram: str) -> list[str]:
+def knock(tcp: list[list[Any]], udp: list[list[Any]], abstract: str, datagram: str) -> list[str]:
     """Which of these TCP addresses and this abstract UNIX socket can be reached; names are looked up, too."""
     reached = []
-    for host, port in addresses:
+    for host, port in tcp:
         with contextlib.suppress(OSError):
             socket.create_connection((host, port), timeout=3).close()
             reached.append(f"{host}:{port}")
+    for host, port in udp:
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
             one.sendto(datagram.encode(), (host, port))
     if abstract:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -409,14 +410,14 @@ class RuntimeConformance:
     def test_the_host_cannot_be_reached(self, bench: Bench) -> None:
         abstract = f"{bench.prefix}abstract" if sys.platform == "linux" else ""
         with ExitStack() as stack:
-            servers = [stack.enter_context(socket.create_server((one, 0))) for one in _own_addresses()]
-            listeners = [stack.enter_context(_datagrams(server.getsockname())) for server in servers]
+            servers = [stack.enter_context(one) for one in _listening(socket.SOCK_STREAM)]
+            listeners = [stack.enter_context(one) for one in _listening(socket.SOCK_DGRAM)]
             if abstract:
                 unix = stack.enter_context(socket.socket(socket.AF_UNIX))
                 unix.bind(f"\0{abstract}")
                 unix.listen()
-            addresses = [server.getsockname() for server in servers]
-            arguments = {"addresses": addresses, "abstract": abstract, "datagram": bench.prefix}
+            tcp, udp = [one.getsockname() for one in servers], [one.getsockname() for one in listeners]
+            arguments = {"tcp": tcp, "udp": udp, "abstract": abstract, "datagram": bench.prefix}
             reached = bench.ask(probe.knock, arguments=arguments)
             reached += [f"{one.getsockname()[0]} by UDP" for one in listeners if _heard(one, bench.prefix)]
         assert not reached, f"from the container one reaches {', '.join(reached)}"
@@ -506,8 +507,8 @@ class RuntimeConformance:
         assert bench.ask(probe.end, labels=labels) == "ended"
 
     def test_of_two_with_one_name_the_second_fails_and_the_first_lives(self, bench: Bench) -> None:
-        first = bench.start(probe.wait).up()
-        refusal, _ = bench.refusal(probe.end)
+        first = bench.start(probe.wait, name="one").up()
+        refusal, _ = bench.refusal(probe.end, name="one")
         assert refusal, f"a second container called {first.name} started while the first one ran"
         assert first.process.poll() is None, "a second container with the same name has ended the first one"
         assert bench.list() == [first.name], f"the first container runs, and the list has {bench.list()}"
@@ -567,10 +568,19 @@ def _own_addresses() -> set[str]:
     return found
 
 
-@contextlib.contextmanager
-def _datagrams(address: tuple[str, int]) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
-        listener.bind(address)
+def _listening(kind: socket.SocketKind) -> Iterator[socket.socket]:
+    """A socket of this kind on each of this machine's addresses."""
+    for address in _own_addresses():
+        listener = socket.socket(socket.AF_INET, kind)
+        try:
+            listener.bind((address, 0))
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRNOTAVAIL:  # it was of a network of containers that has just been removed
+                raise
+            continue
+        if kind == socket.SOCK_STREAM:
+            listener.listen()
         listener.setblocking(False)
         yield listener
 
