@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 from support import CREDENTIAL, RUNTIMES, StartService
 
@@ -26,6 +27,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 #: Looked up before any test changes HOME: filling one takes half a minute and 400 MB.
 _AGENT_ENVIRONMENT = AgentEnvironment().path
+
+# How long an example takes, and its making, is up to what else the machine does.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 #: What the machine must have, and which Docker engine may be restarted.
 _ABOUT_THE_MACHINE = ("PYNCHY_REQUIRE", "PYNCHY_TEST_ENGINE")

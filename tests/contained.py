@@ -98,7 +98,7 @@ class Agent:
         mounts = [VolumeMount(str(stage_runner(self.home)), "/opt/pynchy", readonly=True)]
         mounts += [VolumeMount(str(self.home / name), f"/workspace/{name}", name != "group") for name in _FOLDERS]
         spec = RunSpec(tuple(mounts), f"pynchy-test-{os.getpid()}-{len(self._runs)}", "", user=_OWNER)
-        run = AgentRun(self.runtime, spec, self.host, Limits(answer=60))
+        run = AgentRun(self.runtime, spec, self.host, Limits(answer=100))
         self._runs.append(run)
         await run.start(ContainerInput(prompt, "main", "terminal:main", **given), ids)
         return run

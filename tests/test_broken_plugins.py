@@ -13,6 +13,8 @@ from support import REPOSITORY, bubblewrap_runtime, docker_runtime
 
 from pynchy.plugin import State
 
+pytestmark = pytest.mark.timeout(400)
+
 _BROKEN = {**FAULTS, **{name: fault for name, (fault, _) in KILLERS.items()}}
 _ALL = {"good": GOOD, **_BROKEN, **ODD}
 
@@ -125,7 +127,7 @@ def test_a_plugin_that_uses_stdout_while_it_loads_does_not_spoil_the_list(
 def test_the_host_answers_beside_them(start: Start, tmp_path: Path) -> None:
     bubblewrap_runtime()  # or a skip
     start.environment.install(str(build(REPOSITORY / "plugins/pynchy-plugin-bubblewrap", "wheel", tmp_path)))
-    ask = ("-m", "pynchy", "ask", "--demo", "--timeout", "60")
+    ask = ("-m", "pynchy", "ask", "--demo", "--timeout", "200")
     env = {"PYNCHY_HOME": start.home, "CONTAINER_RUNTIME": "bubblewrap"}
     done = start.environment.start(*ask, '/tool mcp__good__greet {"name": "Ada"}', **env)
     assert done.stdout == "Hello, Ada! The plugin good is well.\n", done.stderr
@@ -156,7 +158,7 @@ def test_docker_by_name_works_beside_them_and_beside_runtimes_that_are_broken(st
         fault = Fault(State.READY, "register", "", "", _RUNTIME.format(body=body))
         start.environment.install("-e", str(fault.write(tmp_path / name, name)))
     try:
-        ask = ("-m", "pynchy", "ask", "--demo", "--timeout", "60", "hello")
+        ask = ("-m", "pynchy", "ask", "--demo", "--timeout", "200", "hello")
         env = {"PYNCHY_HOME": start.home, "CONTAINER_RUNTIME": "docker"}
         done = start.environment.start(*ask, **env)
         assert (done.returncode, done.stdout) == (0, "You said: hello\n"), done.stderr

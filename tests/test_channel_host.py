@@ -176,9 +176,9 @@ async def test_a_send_that_ends_the_process_is_one_that_failed(
     async with start_service(RogueRuntime("answers"), registry_of(Magpie(send_message=leave))) as service:
         await until(lambda: trouble(service, "magpie") == "")
         await service.send_text("magpie:nest", "shiny")
-        await until(lambda: len(tries) == 2)
+        await until(lambda: len(tries) >= 2)
         service.outbox.wake()
-        await until(lambda: len(tries) == 3)
+        await until(lambda: len(tries) >= 3)
     assert tries == ["Pynchy: shiny"] * 3
 
 

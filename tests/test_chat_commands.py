@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from loft import JID, database, loft, seen
 from stored import rows
-from support import RogueRuntime
+from support import RogueRuntime, until
 
 from pynchy.types import Group, VolumeMount
 
@@ -61,7 +61,8 @@ async def test_stop_while_an_agent_is_only_starting_stops_it(tmp_path: Path) -> 
             assert await channel.hear() == "Stopped."
         await channel.silence()
         assert channel.service
-        assert not channel.service.groups_running or channel.service._conversations._shifts
+        service = channel.service
+        await until(lambda: not service.groups_running or service._conversations._shifts)
 
 
 async def test_stop_twice_at_once_is_one(tmp_path: Path) -> None:

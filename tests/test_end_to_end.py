@@ -102,7 +102,7 @@ async def test_an_interrupt_ends_an_answer_and_the_agent_goes_on(model: Scripted
         ModelGateway.open(Upstream(model.base_url)) as gateway,
     ):
         mounts = group_mounts(settings.home, group, stage_runner(settings.home), owner)
-        spec = RunSpec(mounts, "pynchy-test-interrupt", "", user=owner)
+        spec = RunSpec(mounts, f"pynchy-test-{os.getpid()}-interrupt", "", user=owner)
 
         async def nothing(*_: object) -> None:
             """Nobody listens."""
@@ -193,9 +193,9 @@ async def test_a_long_message_travels_as_a_file_that_the_agent_can_read_and_not_
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses and time limits that a test can wait for."""
+    """Pauses and time limits that a test can wait for, and within which a model that is well answers."""
     monkeypatch.setenv("PYNCHY_RETRY_PAUSE", "0.01")
-    monkeypatch.setattr("pynchy.model_gateway._TIMEOUT", httpx.Timeout(1))
+    monkeypatch.setattr("pynchy.model_gateway._TIMEOUT", httpx.Timeout(3))
 
 
 FAULTS = [

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 from loft import JID, Loft, database, loft
-from stored import rows
+from stored import raw, rows
 from support import RUNTIMES, Chat, pynchy
 
 from pynchy.plugin import ContainerRuntime
 from pynchy.testing import ScriptedModel
 from pynchy.types import Attachment, Group
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 GROUP = Group(JID, "Family", "family")
 
@@ -35,6 +35,21 @@ def tool(name: str, /, **arguments: object) -> str:
 def ours(name: str, /, **arguments: object) -> str:
     """And one of the host's."""
     return tool(f"mcp__pynchy__{name}", **arguments)
+
+
+def in_an_hour(prompt: str, context: str) -> dict[str, str]:
+    """A task that comes once, long after the agent has scheduled it."""
+    at = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
+    return {"prompt": prompt, "kind": "once", "schedule": at, "context": context}
+
+
+def come_due(channel: Loft, tmp_path: Path) -> None:
+    """Let the only task be one that was to come a second ago."""
+    at = (datetime.now(UTC) - timedelta(seconds=1)).isoformat(timespec="seconds")
+    with raw(database(tmp_path)) as db:
+        db.execute("UPDATE tasks SET schedule = ?, next_run = ?", (at, at))
+    assert channel.service
+    channel.service.wake_scheduler()
 
 
 @asynccontextmanager
@@ -56,10 +71,10 @@ async def test_main_registers_a_chat_that_has_a_task_its_cost_and_its_history(
         await channel.arrive("@Pynchy hello")
         assert await channel.hear() == "You said: @Pynchy hello"
 
-        at = (datetime.now(UTC) + timedelta(seconds=3)).isoformat(timespec="seconds")
-        wishes = {"prompt": "water the tulips", "kind": "once", "schedule": at, "context": "group"}
+        wishes = in_an_hour("water the tulips", "group")
         scheduled = await main.ask(ours("schedule_task", group="family", **wishes))
         assert scheduled.startswith("Scheduled: Task 1: water the tulips (once at ")
+        come_due(channel, tmp_path)
         assert await channel.hear() == "You said: water the tulips"
         requests = [json.loads(request.body)["messages"] for request in model.requests]
         assert "@Pynchy hello" in json.dumps(requests[-1]), "the task knows the chat's conversation"
@@ -197,11 +212,11 @@ async def test_what_is_internal_leaves_the_host_on_no_path(model: ScriptedModel,
         assert [await channel.hear(), await channel.hear()] == ["to all", "Message sent."]
         await channel.arrive(f"@Pynchy\n{ours('send_message', text=hidden)}")
         assert "nothing to send" in await channel.hear()
-        at = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
-        wishes = {"prompt": f"{hidden} water", "kind": "once", "schedule": at, "context": "isolated"}
+        wishes = in_an_hour(f"{hidden} water", "isolated")
         await channel.arrive(f"@Pynchy\n{ours('schedule_task', **wishes)}")
-        heard = [await channel.hear(), await channel.hear()]
-        assert "You said:  water" in heard
+        assert (await channel.hear()).startswith("Scheduled:")
+        come_due(channel, tmp_path)
+        assert await channel.hear() == "You said:  water"
     texts = [text for (text,) in rows(database(tmp_path), "SELECT text FROM outbox WHERE kind != 'notice'")]
     assert not [text for text in texts if "secret plan" in text and not text.startswith("Scheduled:")]
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 from soak.world import Account, World, world
-from support import BUSY
+from support import BUSY, until
 
 from pynchy.fault_points import POINTS
 from pynchy.plugin import ContainerRuntime
 from pynchy.testing import ScriptedModel
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(400)]
 
 
-async def no_container_is_left(runtime: ContainerRuntime, world: World) -> bool:
-    """After a stop, nothing of this home runs any more."""
+async def no_container_is_left(runtime: ContainerRuntime, world: World) -> None:
+    """After a stop, nothing of this home runs any more; an engine may still be clearing away what has ended."""
     await world.stop()
-    return runtime.list_running_containers(world.prefix) == []
+    await until(lambda: runtime.list_running_containers(world.prefix) == [])
 
 
 async def test_a_host_killed_at_any_point_loses_nothing_and_repeats_nothing(
@@ -39,7 +39,7 @@ async def test_a_host_killed_at_any_point_loses_nothing_and_repeats_nothing(
         account = people.account()
         # Between a send and its record nobody can know: this one, and no other, is heard twice.
         assert account == Account(messages=len(POINTS), answered=len(POINTS), repeated=1)
-        assert await no_container_is_left(runtime, people)
+        await no_container_is_left(runtime, people)
 
 
 @pytest.mark.parametrize("victim", ["container", "client", "cli"])
@@ -60,7 +60,7 @@ async def test_an_agent_killed_at_any_point_is_replaced_and_every_message_is_ans
         assert people.account() == Account(messages=len(POINTS) + 1, answered=len(POINTS) + 1)
         assert len(people.killed) == len(POINTS) + 1
         assert all(found for found in people.killed[1:4]), "an agent that was warm is there to be killed"
-        assert await no_container_is_left(runtime, people)
+        await no_container_is_left(runtime, people)
 
 
 async def test_a_host_killed_while_a_tool_runs_says_so_and_does_not_run_it_again(
@@ -79,4 +79,4 @@ async def test_a_host_killed_while_a_tool_runs_says_so_and_does_not_run_it_again
         assert (account.answered, account.failed, account.lost, account.repeated) == (0, 1, [], 0)
         assert people.heard[-1][1].endswith("I may have done a part of it already; look before you ask again.")
         assert counter.read_text() == "started\n"
-        assert await no_container_is_left(runtime, people)
+        await no_container_is_left(runtime, people)

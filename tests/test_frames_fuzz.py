@@ -31,7 +31,9 @@ from pynchy.testing import ScriptedModel
 from pynchy.types import Group, NewMessage, VolumeMount
 from pynchy.wire import MAX_BYTES
 
-_ENDS_WITHIN = 20.0  # seconds: a run that takes longer hangs
+pytestmark = pytest.mark.timeout(300)
+
+_ENDS_WITHIN = 60.0  # seconds: a run that takes longer hangs
 _MINE, _THEIRS = terminal_jid("mine"), terminal_jid("theirs")
 _SESSION = "5a1efb2e-eae2-40e6-bfea-50b4ec022edb"
 _THEIR_SESSION = "7e57ab1e-0000-4000-8000-000000000001"

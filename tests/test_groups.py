@@ -15,6 +15,9 @@ from test_cli import running_service
 from pynchy.history import NoHistory, export_markdown
 from pynchy.schema import migrate
 
+#: Each starts the command line up to thirty times.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(params=["stopped", "running"])
 def home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:

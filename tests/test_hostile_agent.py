@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from pynchy_sample.plugin import Manners, Shelf, Watch
-from support import CREDENTIAL, Chat, StartService, own_addresses
+from support import CREDENTIAL, Chat, StartService, own_addresses, until
 
 from pynchy.app import Service
 from pynchy.home import make_private
@@ -241,7 +241,7 @@ async def test_a_fork_bomb_ends_in_its_container_and_the_host_goes_on(
         await chat.say(bash(f"python3 -P - <<'END'\n{(PROGRAMS / 'fork.py').read_text()}\nEND"))
         assert 0 < int((secrets / "home/groups/main/made").read_text()) < 150
         assert await Chat(service).ask("and now?") == "You said: and now?"
-    assert runtime.list_running_containers(service.container_prefix) == []
+    await until(lambda: runtime.list_running_containers(service.container_prefix) == [])
 
 
 async def test_filling_the_memory_ends_the_agent_and_not_the_host(
@@ -257,7 +257,7 @@ async def test_filling_the_memory_ends_the_agent_and_not_the_host(
         await chat.say(bash("python3 -c 'x = []\nwhile True: x.append(bytearray(50_000_000))'"))
         await chat.say(bash("head -c 1G /dev/zero >/tmp/a; head -c 1G /dev/zero >~/b; rm -f /tmp/a ~/b"))
         assert await Chat(service).ask("and now?") == "You said: and now?"
-    assert runtime.list_running_containers(service.container_prefix) == []
+    await until(lambda: runtime.list_running_containers(service.container_prefix) == [])
 
 
 # --- the network --------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from pynchy.testing import ScriptedModel
 from pynchy.types import Group
 from pynchy.wire import FrameWriter
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def test_what_would_fail_in_the_container_is_said_before_it_does(
 def test_what_ends_or_slows_a_start_is_found_by_a_check(environment: Environment, tmp_path: Path) -> None:
     def checked(name: str, code: str) -> subprocess.CompletedProcess[str]:
         path = project(tmp_path / name, name, "Plugin", code)
-        (path / "src" / f"pynchy_plugin_{name}" / "slow.py").write_text("import time\ntime.sleep(0.3)\n")
+        (path / "src" / f"pynchy_plugin_{name}" / "slow.py").write_text("import time\ntime.sleep(2)\n")
         return command(environment, "plugins", "check", str(path))
 
     skills = "\nfrom pynchy.plugin import SkillPlugin\nclass Plugin(SkillPlugin):\n    name='x'\n    skill_paths=list\n"

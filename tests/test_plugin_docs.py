@@ -204,7 +204,8 @@ def test_the_channel_of_the_page_takes_a_message_in_and_brings_the_answer_out(
                     until(partial(says, environment, command, output, project), log.read_text)
                 else:
                     assert says(environment, command, output, project), (command, log.read_text())
-            assert not list((home / "plugins/mailbox/inbox").iterdir()), "what is stored is acknowledged"
+            inbox = home / "plugins/mailbox/inbox"
+            until(lambda: not list(inbox.iterdir()), lambda: "what is stored is acknowledged")
         assert service.returncode == 0, log.read_text()
         assert "Traceback" not in log.read_text()
 

@@ -71,30 +71,42 @@ async def test_a_long_answer_is_noted_again_and_again_but_seldom() -> None:
     await notes.stop()
 
 
-async def test_a_short_answer_is_not() -> None:
+async def test_a_short_answer_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_NOTES_AT", (0.01,))
     channel = Notes()
     typed: list[tuple[str, bool]] = []
     notes = notes_of(channel, typed)
     for _ in range(20):
-        notes.working("x:1", lambda: "")
+        notes.working("x:1", lambda: "a short answer")
         notes.working("x:1", None)
-    notes.working("x:2", lambda: "")
+    notes.working("x:2", lambda: "a long one")
     await until(lambda: channel.shown)
-    assert len(channel.shown) == 1
+    assert channel.shown == ["Pynchy: Still working (1 min; a long one) ..."]
     assert typed[:2] == [("x:1", True), ("x:1", False)]
     await notes.stop()
 
 
-async def test_where_a_note_can_be_changed_there_is_one_and_it_says_what_is_done_now() -> None:
+async def test_where_a_note_can_be_changed_there_is_one_and_it_says_what_is_done_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "_NOTES_AT", (0.01, 0.05, 60.0))
     channel = Editing()
     doing = ["Read: a.txt"]
+    asked: list[str] = []
+
+    def now() -> str:
+        asked.append(doing[0])
+        return doing[0]
+
     notes = notes_of(channel)
-    notes.working("x:1", lambda: doing[0])
+    notes.working("x:1", now)
     await until(lambda: channel.shown)
     doing[0] = "Bash: make <internal>hidden</internal>"
     await until(lambda: channel.edits)
     assert channel.edits[0] == ("x:1", "id-1", "Pynchy: Still working (1 min; Bash: make ) ...")
-    await asyncio.gather(*notes._notes.values())
+    before = len(asked)
+    await until(lambda: len(asked) > before + 10)  # which takes it past the second time of a note
+    await notes.stop()
     assert len(channel.shown) == 1
     assert len(channel.edits) == 1, "what has not changed is not said again"
 
@@ -113,12 +125,19 @@ async def test_a_channel_that_fails_disturbs_nobody() -> None:
     assert len(channel.shown) == 3
 
 
-async def test_a_chat_whose_channel_is_away_hears_later() -> None:
+async def test_a_chat_whose_channel_is_away_hears_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_NOTES_AT", [number / 100 for number in range(1, 2001)])
     here: list[Channel] = []
+    looked: list[str] = []
     channel = Notes()
-    notes = Progress(lambda jid: here[0] if here else None, lambda jid, on: None, "Pynchy")
+
+    def owner_of(jid: str) -> Channel | None:
+        looked.append(jid)
+        return here[0] if here else None
+
+    notes = Progress(owner_of, lambda jid, on: None, "Pynchy")
     notes.working("x:1", lambda: "")
-    await asyncio.sleep(0.02)
+    await until(lambda: looked)
     here.append(channel)
     await until(lambda: channel.shown)
     await notes.stop()

@@ -461,8 +461,9 @@ def test_a_missing_image_is_named_with_the_command_that_builds_it() -> None:
     )
 
 
-def image(tag: str, *changes: str) -> str:
-    """Make an image that is the agent's with these changes, as Dockerfile lines."""
+def image(*changes: str) -> str:
+    """Make an image that is the agent's with these changes, as Dockerfile lines; returns its name, which is new."""
+    tag = f"pynchy-test:{uuid.uuid4().hex[:12]}"
     lines = "\n".join((f"FROM {agent_image()}", *changes))
     subprocess.run(["docker", "build", "--quiet", "--tag", tag, "-"], input=lines, text=True, check=True, timeout=60)
     return tag
@@ -471,7 +472,7 @@ def image(tag: str, *changes: str) -> str:
 @pytest.mark.docker
 def test_an_image_of_another_version_of_pynchy_is_named_with_what_to_do() -> None:
     runtime = docker_runtime()
-    tag = image("pynchy-test-old:latest", "LABEL io.pynchy.agent-lock=0123")
+    tag = image("LABEL io.pynchy.agent-lock=0123")
     try:
         with pytest.raises(RuntimeUnavailable, match=r"for another version of Pynchy; build it anew with"):
             runtime.check_image(tag)
@@ -486,7 +487,7 @@ def test_an_image_for_another_processor_is_refused_unless_it_runs(monkeypatch: p
     # Says that it is for another processor, and is not: as on a machine that can run both.
     monkeypatch.setattr(runtime, "architecture", lambda: other)
     runtime.check_image(agent_image())
-    tag = image("pynchy-test-other:latest", "USER root", "RUN rm /usr/bin/true", "USER agent")
+    tag = image("USER root", "RUN rm /usr/bin/true", "USER agent")
     try:
         with pytest.raises(RuntimeUnavailable, match=rf"is for \w+ processors, and this machine's are {other}; build"):
             runtime.check_image(tag)

@@ -32,6 +32,14 @@ def garden(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
         yield request.param
 
 
+def status_with(words: str) -> str:
+    """What `pynchy status` says, once it has these words or a minute has passed."""
+    deadline = time.monotonic() + 60
+    while words not in (said := pynchy("status").stdout) and time.monotonic() < deadline:
+        pass
+    return said
+
+
 def test_tasks_are_listed_paused_resumed_and_cancelled(garden: str) -> None:
     task = "Task 1 of garden: Say what to water. (cron 0 9 * * 6 in Europe/Berlin, "
     assert pynchy("tasks", "list").stdout.startswith(f"{task}next ")
@@ -90,10 +98,7 @@ def test_an_agent_is_stopped_and_begins_anew_where_a_service_runs(garden: str) -
         f"/tool Bash {json.dumps({'command': BUSY})}",
     ]
     with subprocess.Popen(busy, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
-        deadline = time.monotonic() + 60
-        while "Agents: garden" not in (status := pynchy("status").stdout) and time.monotonic() < deadline:
-            pass
-        assert "Agents: garden" in status
+        assert "Agents: garden" in status_with("Agents: garden")
         assert pynchy("stop", "garden").stdout.startswith("Stopped.")
         assert asking.wait(timeout=60) == 1
-    assert "Agents: none" in pynchy("status").stdout
+    assert "Agents: none" in status_with("Agents: none")

@@ -25,7 +25,7 @@ async def test_who_has_had_its_share_waits_and_others_do_not() -> None:
 
 
 async def test_turns_come_back_and_are_taken_in_order() -> None:
-    turns = Turns(1, 200)
+    turns = Turns(1, 20)
     taken: list[int] = []
 
     async def take(number: int) -> None:

@@ -32,7 +32,7 @@ async def test_a_voice_note_on_telegram_is_heard_in_the_container_and_answered_i
     assert "heard by Pocketsphinx" in answer
     assert _HEARD in answer
     assert home.telegram.sent[0].chat == ADA
-    assert home.telegram.waiting == 0, "it is acknowledged"
+    await until(lambda: home.telegram.waiting == 0)  # it is acknowledged
 
 
 async def test_a_voice_note_on_whatsapp_is_heard_in_the_container_and_answered_in_the_chat(
@@ -46,7 +46,7 @@ async def test_a_voice_note_on_whatsapp_is_heard_in_the_container_and_answered_i
     await home.whatsapp.write(transcribe(path[1]))
     await until(lambda: len(home.whatsapp.read()) == 2, 90)
     assert _HEARD in home.whatsapp.read()[1]
-    assert home.whatsapp.waiting == {}, "both are acknowledged"
+    await until(lambda: home.whatsapp.waiting == {})  # both are acknowledged
 
 
 async def test_both_channels_and_the_terminal_are_answered_at_once_each_in_its_own_chat(home: Home) -> None:

@@ -21,7 +21,7 @@ answers = []
 for method, path in TARGETS:
     request = urllib.request.Request(base + path, data=b"{}" if method == "POST" else None, method=method)
     try:
-        answers.append(urllib.request.urlopen(request, timeout=10).status)
+        answers.append(urllib.request.urlopen(request, timeout=60).status)
     except urllib.error.HTTPError as error:
         answers.append(error.code)
 print(json.dumps([answers, os.environ.get("ANTHROPIC_API_KEY")]))

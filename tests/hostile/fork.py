@@ -4,6 +4,7 @@ import os
 import time
 
 made = []
+file = os.open("/workspace/group/made", os.O_WRONLY | os.O_CREAT, 0o644)
 try:
     while len(made) < 5000:
         pid = os.fork()
@@ -11,9 +12,9 @@ try:
             time.sleep(60)
             os._exit(0)
         made.append(pid)
+        # After each, for the agent may be what ends first.
+        os.pwrite(file, str(len(made)).encode(), 0)
 except OSError:
     pass
-with open("/workspace/group/made", "w") as file:
-    file.write(str(len(made)))
 for pid in made:
     os.kill(pid, 9)

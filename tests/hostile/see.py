@@ -17,5 +17,10 @@ try:
     os.kill(outsider, signal.SIGKILL)
 except OSError:
     pass
-commands = [open(f"/proc/{one}/cmdline").read() for one in os.listdir("/proc") if one.isdigit()]
+commands = []
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        commands.append(open(f"/proc/{pid}/cmdline").read())
+    except OSError:
+        continue  # it has ended meanwhile
 print(json.dumps([len(seen), [one for one in commands if one.startswith("sleep")]]))

@@ -296,11 +296,11 @@ def supervise(name: str, command: list[str], streams: tuple[int, int, int], remo
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    read_info, info = os.pipe()
-    os.set_inheritable(info, True)
-    command[1:1] = ["--info-fd", str(info)]
-    process = subprocess.Popen(command, env={"PATH": "/usr/bin:/bin"}, pass_fds=(info,))
+    (read_info, info), (blocked, begin) = os.pipe(), os.pipe()
+    command[1:1] = ["--info-fd", str(info), "--block-fd", str(blocked)]
+    process = subprocess.Popen(command, env={"PATH": "/usr/bin:/bin"}, pass_fds=(info, blocked))
     os.close(info)
+    os.close(blocked)
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nothing, number)
@@ -315,6 +315,7 @@ def supervise(name: str, command: list[str], streams: tuple[int, int, int], remo
     signal.signal(signal.SIGTERM, end)
     if state := load(name):
         save(name, {**state, "supervisor": os.getpid()})
+    os.close(begin)  # from now on it can be ended, and does not run before
     code = process.wait()
     path = CONTAINERS / f"{name}.json"
     if remove:

@@ -383,7 +383,7 @@ def test_a_container_that_does_not_end_is_reported_with_what_to_try(
 def test_a_kill_that_hangs_does_not_keep_it_from_being_deleted(runtime: AppleContainerRuntime, stand_in: Any) -> None:
     stand_in.put("pynchy-a")
     stand_in.set(hangs=["kill"])
-    runtime.kill_within = 0.5
+    runtime.kill_within = 2  # which the `delete` has, too
     runtime.stop("pynchy-a")
     assert runtime.list_running_containers() == []
 

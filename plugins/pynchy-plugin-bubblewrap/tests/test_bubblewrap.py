@@ -350,6 +350,7 @@ def start(host: Host) -> Iterator[Callable[..., Sandbox]]:
             sandbox = host.start(*args, **options)
             stack.enter_context(sandbox.process)
             stack.callback(sandbox.process.kill)
+            stack.callback(BubblewrapRuntime().stop, sandbox.name)  # the next one may be called the same
             return sandbox
 
         yield start

@@ -16,7 +16,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -699,7 +699,7 @@ def test_containers_are_listed_by_prefix(podman: PodmanRuntime, containers: Any)
     assert {PREFIX + "one", PREFIX + "two"} <= set(podman.list_running_containers())
 
 
-_DEAF = "trap '' TERM INT HUP; echo up; while :; do sleep 600; done"
+_DEAF = "trap 'echo asked' TERM INT HUP; echo up; while :; do sleep 600 & wait $!; done"
 
 
 @pytest.mark.podman
@@ -716,11 +716,11 @@ def test_stop_returns_when_nothing_of_the_container_is_left(
         assert PREFIX + "stopped" in podman.list_running_containers(PREFIX), "it outlives its client"
     elif client == "gone by itself":
         process.stdin.close()  # Podman is removing it by itself when `stop` comes
-    begun = time.monotonic()
     podman.stop(PREFIX + "stopped")
-    assert time.monotonic() - begun < 8, "it was asked to end, and not killed"
     assert left(podman, PREFIX + "stopped") == []
     assert podman.list_running_containers(PREFIX) == [PREFIX + "other"]
+    if client == "alive":
+        assert process.stdout.read() == "", "it was asked to end, and not killed"
     podman.stop(PREFIX + "stopped")  # safe to repeat
 
 
@@ -741,7 +741,7 @@ def test_a_client_that_is_killed_while_it_sets_a_container_up_leaves_nothing_tha
     name = PREFIX + "unfinished"
     process = containers("unfinished", up=False)
     deadline = time.monotonic() + 60
-    while not (found := [monitor for monitor, container in monitors() if container == name]):
+    while not any(container == name for _, container in monitors()):
         assert time.monotonic() < deadline, "it has no monitor"
     process.kill()
     process.wait()
@@ -751,11 +751,19 @@ def test_a_client_that_is_killed_while_it_sets_a_container_up_leaves_nothing_tha
         while podman.command(*listed) and time.monotonic() < deadline:
             time.sleep(0.02)
     assert podman.list_running_containers(PREFIX) == [name]
-    waiting = [int(pid) for pid in Path(f"/proc/{found[0]}/task/{found[0]}/children").read_text().split()]
+    waiting = [pid for monitor, container in monitors() if container == name for pid in children(monitor)]
     podman.stop(name)
     assert left(podman, name) == []
     for pid in waiting:
         assert not Path(f"/proc/{pid}/exe").exists(), "what would have been the container"
+
+
+def children(process: int) -> list[int]:
+    """What a process has started; nothing where it has just ended, as the first of a monitor's two does."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 @pytest.mark.podman
@@ -764,20 +772,17 @@ def test_an_agent_cannot_pass_for_another_containers_monitor(podman: PodmanRunti
     code = 'import time; print("up", flush=True); time.sleep(600)'
     disguise = f"import os, sys; os.execv(sys.executable, ['conmon', '-c', {code!r}, '-n', '{name}'])"
     containers("liar", f"exec python3 -c {shlex.quote(disguise)}")
-    assert any(b"\0-n\0" + name.encode() in path.read_bytes() for path in command_lines()), "it is to be seen"
+    assert any(b"\0-n\0" + name.encode() in words for words in command_lines()), "it is to be seen"
     assert podman.list_running_containers(PREFIX) == [PREFIX + "liar"]
     podman.stop(name)
     assert podman.list_running_containers(PREFIX) == [PREFIX + "liar"]
 
 
-def command_lines() -> Iterator[Path]:
+def command_lines() -> Iterator[bytes]:
     """The processes' command lines that can be read."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            path.read_bytes()
-        except OSError:
-            continue
-        yield path
+        with suppress(OSError):
+            yield path.read_bytes()
 
 
 def test_a_container_that_goes_while_podman_lists_them_is_no_failure(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -107,6 +108,7 @@ class BotApi:
         self._news = asyncio.Event()
         self._poll: asyncio.Event | None = None
         self._server: asyncio.Server | None = None
+        self._address: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
     @property
@@ -125,11 +127,17 @@ class BotApi:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+        if self._address:
+            self._address.close()
 
     async def start(self) -> None:
         """Listen; after a `stop` at the same address again, with everything as it was."""
-        self._server = await asyncio.start_server(self._connected, self.host, self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        if self._address is None:  # nobody else gets it meanwhile
+            self._address = socket.socket()
+            self._address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._address.bind((self.host, 0))
+            self.port = self._address.getsockname()[1]
+        self._server = await asyncio.start_server(self._connected, self.host, self.port, reuse_port=True)
 
     async def stop(self) -> None:
         """Be unreachable, connections that there are included."""

@@ -38,6 +38,7 @@ asyncio.run(main())
 '''
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("kills", [3])
 def test_what_was_not_confirmed_at_a_kill_comes_again(tmp_path: Path, kills: int) -> None:
     stored = tmp_path / "stored.jsonl"
@@ -45,6 +46,9 @@ def test_what_was_not_confirmed_at_a_kill_comes_again(tmp_path: Path, kills: int
     def lines() -> list[list[str]]:
         whole = stored.read_text().split("\n")[:-1] if stored.exists() else []
         return [json.loads(line) for line in whole]
+
+    def count() -> int:
+        return stored.read_bytes().count(b"\n") if stored.exists() else 0
 
     async def body() -> None:
         async with BotApi() as api:
@@ -55,10 +59,10 @@ def test_what_was_not_confirmed_at_a_kill_comes_again(tmp_path: Path, kills: int
                     sys.executable, "-c", RECEIVER, api.url, api.token, str(tmp_path)
                 )
                 if kill < kills:
-                    wanted = len(lines()) + 155  # in the middle of a hundred
-                    await until(lambda wanted=wanted: len(lines()) >= wanted, 40)
+                    wanted = count() + 155  # in the middle of a hundred
+                    await until(lambda wanted=wanted: count() >= wanted, 90)
                 else:
-                    await until(lambda: api.waiting == 0, 60)
+                    await until(lambda: api.waiting == 0, 90)
                 process.send_signal(signal.SIGKILL)
                 await process.wait()
 

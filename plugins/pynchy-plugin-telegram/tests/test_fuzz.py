@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from bot_api import TOKEN
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from telegram import Bot, Update
 
@@ -103,7 +103,7 @@ def _updates(draw: st.DrawFn) -> Any:
     return update
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_updates())
 def test_an_update_becomes_a_message_that_can_be_stored_or_none(update: dict[str, Any]) -> None:
     heard = None

@@ -8,7 +8,7 @@ from collections import Counter
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pynchy_plugin_telegram.markdown import LONGEST_TEXT, Part, length, parts_of
@@ -112,7 +112,7 @@ _PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_PIECES, max_size=80).map("".join) | st.text(max_size=200), st.integers(20, 300))
 def test_any_text_becomes_messages_that_telegram_takes_and_loses_no_word(text: str, longest: int) -> None:
     parts = parts_of(text, longest)

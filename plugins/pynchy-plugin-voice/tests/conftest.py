@@ -54,7 +54,7 @@ def say(tmp_path_factory: pytest.TempPathFactory) -> Say:
         if (voice, text) not in said:
             file = folder / "said.wav"
             options = {"flite": ["-voice", "rms", "-t", text, "-o"], "espeak-ng": ["-s", "150", text, "-w"]}[voice]
-            subprocess.run([voice, *options, str(file)], check=True, capture_output=True, timeout=60)
+            subprocess.run([voice, *options, str(file)], check=True, capture_output=True, timeout=250)
             said[voice, text] = file.read_bytes()
         return said[voice, text]
 
@@ -105,7 +105,7 @@ def start_server(workspace: Path) -> StartServer:
             env={"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", **env},
             cwd=workspace / "group",
         )
-        async with Client(parameters, read_timeout_seconds=100) as client:
+        async with Client(parameters, read_timeout_seconds=280) as client:
             yield client
 
     return start

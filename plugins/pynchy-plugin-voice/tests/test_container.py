@@ -34,7 +34,7 @@ def environment(tmp_path: Path) -> Any:
 
 
 @pytest.mark.bubblewrap
-@pytest.mark.timeout(600)  # it may have to fetch 200 MB
+@pytest.mark.timeout(1200)  # it may have to fetch 200 MB
 def test_a_voice_note_is_heard_by_an_agent_in_its_sandbox(
     environment: Any,
     say: Callable[..., bytes],
@@ -45,7 +45,7 @@ def test_a_voice_note_is_heard_by_an_agent_in_its_sandbox(
 ) -> None:
     setting = {"CONTAINER_RUNTIME": "bubblewrap", "PYNCHY_AGENT_ENV": str(tmp_path / "agent-env")}
     command = [str(environment.python), "-m", "pynchy", "image", "build", "--runtime", "bubblewrap"]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, **setting})
+    built = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, **setting})
     assert built.returncode == 0, built.stderr
 
     checked = environment.run("-m", "pynchy", "plugins", "check", "voice", **setting)

@@ -15,6 +15,9 @@ from speech import SENTENCES, word_error_rate
 from pynchy_plugin_voice.engines import BYTES_A_SECOND, RATE, Engine, Heard, Pocketsphinx, Whisper, blocks, short_code
 from pynchy_plugin_voice.places import Refused
 
+#: Minutes of sound are heard, and on a machine that does much else that takes minutes.
+pytestmark = pytest.mark.timeout(300)
+
 
 def samples_of(wav: bytes) -> Iterator[bytes]:
     """The file's sound as engines take it, in small pieces."""
