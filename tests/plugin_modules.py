@@ -29,8 +29,8 @@ async def a_tool(arguments, call):
     return ""
 
 
-def tool(name="look", description="Looks.", schema={"type": "object"}, handler=a_tool, timeout=60, file=None):
-    return HostTool(name, description, schema, handler, timeout, file)
+def tool(name="look", description="Looks.", schema={"type": "object"}, handler=a_tool, timeout=60, **more):
+    return HostTool(name, description, schema, handler, timeout, **more)
 
 
 def spec(name="good", command="python", args=("-m", "x"), env=None, host_source=SOURCE, folders={}):

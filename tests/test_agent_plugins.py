@@ -318,6 +318,27 @@ class Voice(Good, HookPlugin, ToolPlugin):
         assert [path for path in inside(parts) if "voice" in path] == [] or plugins is None
 
 
+def test_a_tool_for_some_chats_is_theirs_and_the_main_chats(discover: Discover, tmp_path: Path) -> None:
+    text = """
+class Post(ToolPlugin):
+    name = "post"
+    def tools(self): return [tool("stamp", chats="post:"), tool("weigh")]
+
+class Stamps(ToolPlugin):
+    name = "stamps"
+    def tools(self): return [tool("print", chats="post:")]
+"""
+    registry = discover(text, post="Post", stamps="Stamps")
+
+    def tools(group: Group) -> dict[str, list[str]]:
+        return {name: list(offered) for name, offered in parts_of(registry, tmp_path, group).tools.items()}
+
+    everything = {"post": ["stamp", "weigh"], "stamps": ["print"]}
+    assert tools(Group("post:4711", "x", "x")) == everything
+    assert tools(GROUP) == everything
+    assert tools(Group("poster:4711", "y", "y")) == {"post": ["weigh"]}
+
+
 def test_a_link_in_the_place_of_a_plugins_data_folder_is_refused(discover: Discover, tmp_path: Path) -> None:
     folder = tmp_path / "home/plugin-data/good"
     folder.mkdir(parents=True)

@@ -192,6 +192,8 @@ _INVALID = {
     ),
     "no time for a tool": (tools("[tool(timeout=0)]"), "the timeout of the tool look is 0", "1 to 3600 seconds"),
     "a day for a tool": (tools("[tool(timeout=86400)]"), "is 86400", "1 to 3600 seconds"),
+    "chats that are a list": (tools("[tool(chats=['post:'])]"), "are ['post:']", 'as in "telegram:"'),
+    "chats of no address": (tools("[tool(chats='')]"), "are ''", 'as in "telegram:"'),
     "a schema with a set in it": (tools("[tool(schema={'type': {1}})]"), "the tool look is no JSON", "as a dict"),
     "a number for a schema": (tools("[tool(schema=7)]"), "the tool look is no JSON", "as a dict"),
     "a schema without an end": (

@@ -173,10 +173,14 @@ class _Gathering:
             )
 
     def tool(self, name: str, plugin: Any) -> None:
-        """Add a plugin's host tools."""
-        if tools := ask(lambda: check_tools(plugin.tools())):
-            self._tools[name] = {tool.name: tool for tool in tools}
+        """Add a plugin's host tools, as far as they are for this chat."""
+        tools = ask(lambda: check_tools(plugin.tools()))
+        if mine := {tool.name: tool for tool in tools if self._is_for_this_chat(tool)}:
+            self._tools[name] = mine
         self._reports.append(PluginReport(name, "tools"))
+
+    def _is_for_this_chat(self, tool: HostTool) -> bool:
+        return tool.chats is None or self._group.is_main or self._group.jid.startswith(tool.chats)
 
     def _check_folder(self, folder: Path) -> None:
         """Of Pynchy's own home, an agent may see no more than what is the plugins'."""

@@ -42,6 +42,7 @@ def _families(tmp_path: Path) -> Any:
 def test_the_plugin_offers_its_tools_before_there_is_a_channel() -> None:
     tools = {one.name: one for one in TelegramPlugin().tools()}
     assert set(tools) == {"send_photo", "send_document", "send_poll", "edit_message", "react", "chat_description"}
+    assert {one.chats for one in tools.values()} == {"telegram:"}
     assert tools["send_photo"].file == tools["send_document"].file == "path"
     assert all(one.input_schema["additionalProperties"] is False for one in tools.values())
     with pytest.raises(ValueError, match="only the service, `pynchy run`, does that"):

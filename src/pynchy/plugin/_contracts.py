@@ -74,7 +74,8 @@ class HostTool:
     `input_schema` is a JSON Schema object; `handler` gets the checked arguments and whose they are, and returns the
     text the agent sees. A ValueError or PermissionError that it raises reaches the agent in its words, anything else
     only by its type. A call that takes longer than `timeout` seconds is cancelled. `file` is the name of a string
-    argument that is a path in the agent's container: the file there, of at most 45 MB, comes with the call.
+    argument that is a path in the agent's container: the file there, of at most 45 MB, comes with the call. `chats`
+    is how the addresses begin of the chats whose agents get the tool, beside the main chat's; None for all.
     """
 
     name: str
@@ -83,6 +84,7 @@ class HostTool:
     handler: Callable[[dict[str, Any], ToolCall], Awaitable[str]]
     timeout: float = 60.0
     file: str | None = None
+    chats: str | None = None
 
 
 @dataclass(frozen=True)

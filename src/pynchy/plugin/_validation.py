@@ -233,6 +233,11 @@ def check_tools(tools: Any) -> list[HostTool]:
             )
         if not isinstance(tool.timeout, int | float) or not 0 < tool.timeout <= 3600:
             raise InvalidPlugin(f"the timeout of the tool {tool.name} is {tool.timeout!r}", "use 1 to 3600 seconds")
+        if tool.chats is not None and not (isinstance(tool.chats, str) and tool.chats):
+            raise InvalidPlugin(
+                f"the chats of the tool {tool.name} are {tool.chats!r}",
+                'write how their addresses begin, as in "telegram:"',
+            )
         _check_schema(tool)
     return tools
 

@@ -30,6 +30,7 @@ class TelegramTools:
                 _schema(("path",), path=_PATH, caption=_CAPTION),
                 self._send_photo,
                 timeout=_WITHIN,
+                chats="telegram:",
                 file="path",
             ),
             HostTool(
@@ -38,6 +39,7 @@ class TelegramTools:
                 _schema(("path",), path=_PATH, caption=_CAPTION),
                 self._send_document,
                 timeout=_WITHIN,
+                chats="telegram:",
                 file="path",
             ),
             HostTool(
@@ -58,6 +60,7 @@ class TelegramTools:
                 ),
                 self._send_poll,
                 timeout=_WITHIN,
+                chats="telegram:",
             ),
             HostTool(
                 "edit_message",
@@ -66,6 +69,7 @@ class TelegramTools:
                 _schema(("message", "text"), message=_MESSAGE, text=_text("The whole new text, as Markdown.", 4096, 1)),
                 self._edit_message,
                 timeout=_WITHIN,
+                chats="telegram:",
             ),
             HostTool(
                 "react",
@@ -73,6 +77,7 @@ class TelegramTools:
                 _schema(("message", "emoji"), message=_MESSAGE, emoji=_text("One emoji, as in 👍.", 16, 1)),
                 self._react,
                 timeout=_WITHIN,
+                chats="telegram:",
             ),
             HostTool(
                 "chat_description",
@@ -80,6 +85,7 @@ class TelegramTools:
                 _schema(()),
                 self._chat_description,
                 timeout=_WITHIN,
+                chats="telegram:",
             ),
         ]
 
