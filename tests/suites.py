@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def outcomes_in(
-    file: str, tests: Sequence[str], *options: str, within: float = 110, **env: str
-) -> dict[str, tuple[str, str]]:
-    """How each of these tests of a file's classes `Bad...` ends, and with which words."""
+def outcomes_in(file: str, tests: Sequence[str], *options: str, **env: str) -> dict[str, tuple[str, str]]:
+    """How each of these tests of a file's classes `Bad...` ends, and with which words; the caller's time limits it."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report.xml")
@@ -23,7 +21,6 @@ def outcomes_in(
             [sys.executable, "-m", "pytest", *given, *(f"{file}::{test}" for test in tests)],
             capture_output=True,
             text=True,
-            timeout=within,
             env={**own, **env},
         )
         assert report.exists(), done.stdout + done.stderr

@@ -275,7 +275,7 @@ def outcomes() -> dict[str, tuple[str, str]]:
     tests += [f"BadBare::{test}" for test in (*LACKING, f"{_LONG}[letters]", f"{_IS_READ}[markup]")]
     tests += [f"BadThreaded::{_NOTHING_LEFT}[idle]", f"BadUnfinished::{_THOUSAND}"]
     # Most of them wait most of the time.
-    return outcomes_in(__file__, tests, "-n", "4", within=360)
+    return outcomes_in(__file__, tests, "-n", "4")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -17,7 +17,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pynchy import __version__, control
@@ -191,7 +191,6 @@ async def both_ends(limit: int = 2**16) -> AsyncIterator[tuple[Peer, Peer, async
 
 
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=4))
-@settings(deadline=None)
 async def test_messages_arrive_as_they_were_sent_and_then_the_end(messages: list[dict[str, Any]]) -> None:
     async with both_ends() as (one, other, _):
         for message in messages:

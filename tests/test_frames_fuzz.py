@@ -449,7 +449,6 @@ def conversations(draw: st.DrawFn) -> list[Raw]:
 
 
 fuzzing = settings(
-    deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pynchy import group_queue
@@ -165,7 +165,6 @@ async def test_work_can_wake_another_group() -> None:
 
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=40))
-@settings(deadline=None)
 async def test_whatever_happens_every_wake_is_followed_by_work_within_the_limit(
     limit: int, steps: list[tuple[str, bool]]
 ) -> None:
@@ -422,7 +421,6 @@ async def test_with_ten_times_as_many_busy_groups_as_places_nobody_has_a_second_
 
 
 @given(st.integers(1, 4), st.lists(st.integers(0, 9), min_size=2, max_size=9))
-@settings(deadline=None)
 async def test_however_long_each_takes_nobody_is_overtaken_while_it_waits(limit: int, steps: list[int]) -> None:
     jids = [f"{number}" for number in range(len(steps))]
     busy = Busy(limit, jids, [step + 1 for step in steps])

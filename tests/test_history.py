@@ -191,7 +191,7 @@ def test_what_cannot_be_looked_for_is_said_in_a_sentence(db: sqlite3.Connection)
     assert excerpts(db, "'") == []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(words=st.one_of(st.text(max_size=60), st.text(alphabet="aé北\"'*()^:-+%_\\ \0\ud83e.,NEARORTD0", max_size=40)))
 def test_no_text_is_an_error_of_sqlites(words: str) -> None:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:

@@ -426,7 +426,6 @@ async def test_no_arguments_end_in_anything_but_an_answer_or_a_refusal_or_reach_
 
     @settings(
         max_examples=400,
-        deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )

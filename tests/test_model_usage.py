@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pynchy.model_usage import UNKNOWN_MODEL, Figures, UsageReader
@@ -72,7 +72,6 @@ def test_a_body_of_json_has_them_too() -> None:
     assert read(json.dumps(json.loads(body), indent=2).encode(), "application/json; charset=utf-8") == WHOLE
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=30))
 def test_the_pieces_in_which_it_comes_make_no_difference(cuts: list[int]) -> None:
     reader = UsageReader("text/event-stream")
@@ -100,7 +99,6 @@ _JSON = st.recursive(
 _LINES = st.binary(max_size=80) | _JSON.map(lambda value: b"data: " + json.dumps(value).encode() + b"\n")
 
 
-@settings(deadline=None)
 @given(st.lists(_LINES, max_size=10), st.sampled_from(["application/json", "text/event-stream", ""]))
 def test_no_bytes_make_it_raise_and_no_figure_is_out_of_range(pieces: list[bytes], content_type: str) -> None:
     reader = UsageReader(content_type)

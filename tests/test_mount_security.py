@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import missing
 
@@ -771,7 +771,6 @@ def test_any_path_is_mounted_or_refused(lasting: World, written: str) -> None:
                 assert Path(mount.host_path).resolve() == Path(mount.host_path)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.text(min_size=1, max_size=40))
 def test_a_folder_of_any_name_is_mounted_or_refused(lasting: World, name: str) -> None:
     path = lasting.person / "Documents/any" / name.replace("/", "-")

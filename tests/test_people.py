@@ -307,7 +307,7 @@ _anything = st.text(max_size=200) | st.sampled_from(
 async def test_no_text_ends_in_anything_but_an_answer_and_reaches_another_chat(tmp_path: Path) -> None:
     said: list[tuple[str, str]] = []
 
-    @settings(max_examples=150, deadline=None, database=None)
+    @settings(max_examples=150, database=None)
     @given(_anything, st.text(max_size=30))
     def collect(text: str, sender: str) -> None:
         said.append((text, sender))

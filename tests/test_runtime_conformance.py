@@ -443,9 +443,9 @@ class BadFive(Bad):
     cannot = {"test_nothing_can_be_mounted": "it is a stand-in"}  # noqa: RUF012 - declared a ClassVar
 
 
-def outcomes(*tests: str, require: str = "", within: float = 110) -> dict[str, tuple[str, str]]:
+def outcomes(*tests: str, require: str = "") -> dict[str, tuple[str, str]]:
     """How each of these tests ends in a pytest of its own, which collects `Bad...`, and with which words."""
-    return outcomes_in(__file__, tests, "-p", "no:xdist", within=within, PYNCHY_REQUIRE=require)
+    return outcomes_in(__file__, tests, "-p", "no:xdist", PYNCHY_REQUIRE=require)
 
 
 #: What every runtime passes, so that what fails does not fail because nothing starts.
@@ -461,8 +461,7 @@ def _outcomes_of_all(marker: str) -> dict[str, tuple[str, str]]:
             for number, (needed, _, tests) in enumerate(FAULTS.values())
             for test in (*tests, _HARMLESS)
             if needed == marker
-        ),
-        within=360,
+        )
     )
 
 

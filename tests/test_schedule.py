@@ -285,7 +285,7 @@ def ends_a_gap(moment: datetime, zone: ZoneInfo) -> bool:
     return before < after
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(crons, zones, moments)
 def test_cron_always_comes_later_and_when_its_fields_say(
     cron: tuple[tuple[str, frozenset[int]], ...], zone: ZoneInfo, after: datetime
@@ -332,7 +332,7 @@ EVES = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.tuples(fields(59), fields(23)), st.sampled_from(EVES))
 def test_on_the_night_of_a_change_cron_is_what_a_walk_through_every_minute_finds(
     times_of_day: tuple[tuple[str, frozenset[int]], ...], eve: tuple[str, datetime]

@@ -118,14 +118,14 @@ async def writing(gate: Gate) -> AsyncIterator[tuple[FrameWriter, asyncio.Task[N
 
 
 @given(st.lists(frames(), max_size=5), st.lists(st.integers(0, 2**20), max_size=30))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 async def test_frames_arrive_as_they_were_wherever_the_stream_is_cut(sent: list[Frame], cuts: list[int]) -> None:
     stream = b"".join(piece for frame in sent for piece in encode(frame))
     assert await read_all(stream, [cut % (len(stream) + 1) for cut in cuts]) == sent
 
 
 @given(frames())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 async def test_a_stream_that_arrives_byte_by_byte_is_read(frame: Frame) -> None:
     small = Frame(frame.type, frame.fields, frame.body[:200])
     stream = b"".join(encode(small))
@@ -133,7 +133,7 @@ async def test_a_stream_that_arrives_byte_by_byte_is_read(frame: Frame) -> None:
 
 
 @given(st.lists(frames(), max_size=12))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 async def test_each_stream_arrives_in_order_however_the_streams_are_interleaved(sent: list[Frame]) -> None:
     gate = Gate(allowed=1000)
     async with writing(gate) as (writer, task):
@@ -161,7 +161,6 @@ async def test_a_long_body_is_split_into_pieces_of_64_kib_and_joined_again() -> 
 
 
 @given(json_values | st.text(st.characters()))
-@settings(deadline=None)
 async def test_a_json_body_survives_even_with_half_a_surrogate_pair_in_it(value: object) -> None:
     (frame,) = await read_all(b"".join(encode(json_frame("result", value, id=1, note=value))))
     assert frame.json_body() == value
@@ -465,7 +464,7 @@ heads = st.builds(
 
 
 @given(st.lists(st.binary(max_size=200) | heads | st.just(b"\n") | st.just(b"{"), max_size=12))
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 async def test_arbitrary_bytes_are_frames_or_a_wire_error_and_nothing_else(parts: list[bytes]) -> None:
     try:
         received = await read_all(b"".join(parts))

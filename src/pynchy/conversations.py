@@ -243,16 +243,16 @@ class Shift:
             return
         self._behind.working(self._group.jid, lambda: self._run.doing if self._run else "")
         reached("claimed")
-        ids = tuple(message.id for message in messages)
         try:
             with preparing():
-                await self._hand_over(messages, ids)
+                await self._hand_over(messages)
         except AgentFailed as failed:
             await self.fail(failed)
 
-    async def _hand_over(self, messages: Sequence[StoredMessage], ids: tuple[int, ...]) -> None:
+    async def _hand_over(self, messages: Sequence[StoredMessage]) -> None:
         """Give messages to the agent, which is started where there is none; AgentFailed, OSError, ValueError."""
         prompt, pictures = await self._prompt(messages)
+        ids = tuple(message.id for message in messages)
         if self._run:
             self._run.send(prompt, ids, pictures)
             return

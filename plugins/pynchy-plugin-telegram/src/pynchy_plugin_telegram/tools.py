@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pynchy.plugin import HostTool, NotConnected, Refused, ToolCall
@@ -23,26 +24,23 @@ class TelegramTools:
 
     def all(self) -> list[HostTool]:
         """As Pynchy takes them."""
+        tool = partial(HostTool, timeout=_WITHIN, chats="telegram:")
         return [
-            HostTool(
+            tool(
                 "send_photo",
                 "Send a picture (JPEG or PNG, at most 10 MB) to this Telegram chat, shown as a photo.",
                 _schema(("path",), path=_PATH, caption=_CAPTION),
                 self._send_photo,
-                timeout=_WITHIN,
-                chats="telegram:",
                 file="path",
             ),
-            HostTool(
+            tool(
                 "send_document",
                 "Send a file to this Telegram chat as it is, a picture too.",
                 _schema(("path",), path=_PATH, caption=_CAPTION),
                 self._send_document,
-                timeout=_WITHIN,
-                chats="telegram:",
                 file="path",
             ),
-            HostTool(
+            tool(
                 "send_poll",
                 "Ask this Telegram chat to vote. What people choose is shown in the chat, and to you it is not told.",
                 _schema(
@@ -59,33 +57,25 @@ class TelegramTools:
                     anonymous={"type": "boolean", "description": "Whether votes have no names; true by default."},
                 ),
                 self._send_poll,
-                timeout=_WITHIN,
-                chats="telegram:",
             ),
-            HostTool(
+            tool(
                 "edit_message",
                 "Change what you have said in this Telegram chat, in a message or with a file, by the number that a "
                 "tool has told you or that somebody's `reply_to` names.",
                 _schema(("message", "text"), message=_MESSAGE, text=_text("The whole new text, as Markdown.", 4096, 1)),
                 self._edit_message,
-                timeout=_WITHIN,
-                chats="telegram:",
             ),
-            HostTool(
+            tool(
                 "react",
                 "React to a message of this Telegram chat with an emoji.",
                 _schema(("message", "emoji"), message=_MESSAGE, emoji=_text("One emoji, as in 👍.", 16, 1)),
                 self._react,
-                timeout=_WITHIN,
-                chats="telegram:",
             ),
-            HostTool(
+            tool(
                 "chat_description",
                 "Say what this Telegram chat is called and about, how many are in it, and what is pinned.",
                 _schema(()),
                 self._chat_description,
-                timeout=_WITHIN,
-                chats="telegram:",
             ),
         ]
 
