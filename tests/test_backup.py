@@ -499,24 +499,28 @@ FOLDER: dict[str, object] = {"type": tarfile.DIRTYPE, "mode": 0o755}
 @pytest.mark.parametrize(
     "content",
     [
-        packed(("../outside", {}, b"x")),
-        packed(("/outside", {}, b"x")),
-        packed(("a/../../outside", {}, b"x")),
-        packed(("./a", {}, b"x")),
-        packed(("link", LINK, b""), ("link/outside", {}, b"x")),
-        packed(("link", LINK, b""), ("link", FOLDER, b""), ("link/x", {}, b"x")),
-        packed(("d", FOLDER, b""), ("d", LINK, b""), ("d/x", {}, b"x")),
-        packed(("a", {}, b"x"), ("a", {}, b"y")),
-        packed(("no-folder/a", {}, b"x")),
-        packed(("hard", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}, b"")),
-        packed(("device", {"type": tarfile.CHRTYPE}, b"")),
-        packed(("pipe", {"type": tarfile.FIFOTYPE}, b"")),
-        packed(("something", {}, b"x")),
-        packed(("pynchy.db", LINK, b"")),
-        packed(("pynchy.db", {}, b"no database" * 100)),
-        gzip.compress(b"no tar"),
-        b"no gzip",
-        b"",
+        pytest.param(packed(("../outside", {}, b"x")), id="up-and-out"),
+        pytest.param(packed(("/outside", {}, b"x")), id="absolute"),
+        pytest.param(packed(("a/../../outside", {}, b"x")), id="up-in-the-middle"),
+        pytest.param(packed(("./a", {}, b"x")), id="dot"),
+        pytest.param(packed(("link", LINK, b""), ("link/outside", {}, b"x")), id="through-a-link"),
+        pytest.param(
+            packed(("link", LINK, b""), ("link", FOLDER, b""), ("link/x", {}, b"x")), id="through-a-link-made-a-folder"
+        ),
+        pytest.param(
+            packed(("d", FOLDER, b""), ("d", LINK, b""), ("d/x", {}, b"x")), id="through-a-folder-made-a-link"
+        ),
+        pytest.param(packed(("a", {}, b"x"), ("a", {}, b"y")), id="twice"),
+        pytest.param(packed(("no-folder/a", {}, b"x")), id="in-no-folder"),
+        pytest.param(packed(("hard", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}, b"")), id="hard-link"),
+        pytest.param(packed(("device", {"type": tarfile.CHRTYPE}, b"")), id="device"),
+        pytest.param(packed(("pipe", {"type": tarfile.FIFOTYPE}, b"")), id="pipe"),
+        pytest.param(packed(("something", {}, b"x")), id="unknown-file"),
+        pytest.param(packed(("pynchy.db", LINK, b"")), id="database-link"),
+        pytest.param(packed(("pynchy.db", {}, b"no database" * 100)), id="damaged-database"),
+        pytest.param(gzip.compress(b"no tar"), id="no-tar"),
+        pytest.param(b"no gzip", id="no-gzip"),
+        pytest.param(b"", id="empty"),
     ],
 )
 def test_an_archive_that_no_backup_made_is_refused_and_leaves_nothing(
