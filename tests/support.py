@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +27,9 @@ CREDENTIAL = "sk-ant-test-0123456789-must-stay-outside"
 
 #: A command that takes longer than any test. (The SDK's Bash tool refuses a plain `sleep`.)
 BUSY = "python3 -c 'import time; time.sleep(300)'"
+
+#: Where it is about noon now, so that no day ends in the middle of a test.
+NOON_ZONE = f"Etc/GMT{datetime.now(UTC).hour - 12:+d}"
 
 StartService = Callable[..., AbstractAsyncContextManager[Service]]
 
@@ -111,6 +115,19 @@ def without_docker(tmp_path: Path) -> dict[str, str]:
             if program.name != "docker" and not link.is_symlink() and shutil.which(program.name):
                 link.symlink_to(program)
     return {"PATH": str(directory)}
+
+
+def count_from_noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the test's connections counted by a clock that is at noon now: on one day, whenever it runs."""
+    ahead = timedelta(hours=12 - datetime.now(UTC).hour)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + ahead
+
+    for room in ("destinations", "egress"):
+        monkeypatch.setattr(f"pynchy.{room}.datetime", Clock)
 
 
 async def until(condition: Callable[[], object]) -> None:

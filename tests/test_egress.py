@@ -8,13 +8,12 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 from internet import PUBLIC, Internet
-from support import own_addresses, until
+from support import count_from_noon, own_addresses, until
 from wall import Nowhere, wall
 
 from agent_runner.host_link import HostLink
@@ -55,19 +54,10 @@ class World:
                 await asyncio.sleep(0.005)
 
 
-class Noon(datetime):
-    """A clock that stands: what is counted belongs to one day, whenever the tests run."""
-
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> Noon:
-        return cls(2026, 3, 1, 12, tzinfo=tz)
-
-
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """A world with 64 MiB a day."""
-    for room in ("destinations", "egress"):
-        monkeypatch.setattr(f"pynchy.{room}.datetime", Noon)
+    count_from_noon(monkeypatch)
     async with Store.open(tmp_path / "pynchy.db") as store:
         world = World(store, 64 * 1024**2)
         yield world

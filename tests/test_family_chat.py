@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from loft import JID, Loft, database, loft
 from stored import raw, rows
-from support import RUNTIMES, Chat, pynchy
+from support import NOON_ZONE, RUNTIMES, Chat, pynchy
 
 from pynchy.plugin import ContainerRuntime
 from pynchy.testing import ScriptedModel
@@ -222,7 +222,10 @@ async def test_what_is_internal_leaves_the_host_on_no_path(model: ScriptedModel,
 
 
 @pytest.mark.bubblewrap
-async def test_a_chat_that_may_spend_nothing_more_is_told_so_and_costs_nothing(model: ScriptedModel) -> None:
+async def test_a_chat_that_may_spend_nothing_more_is_told_so_and_costs_nothing(
+    model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYNCHY_TIME_ZONE", NOON_ZONE)
     async with family(RUNTIMES["bubblewrap"](), model, Group(JID, "Family", "family", usd_a_day=0.01)) as channel:
         await channel.arrive("@Pynchy hello")
         heard = {await channel.hear(), await channel.hear()}  # one request costs more than that

@@ -16,7 +16,7 @@ import pytest
 import trustme
 from internet import PUBLIC, Internet
 from pynchy_sample.plugin import Shelf
-from support import RUNTIMES, Chat, RogueRuntime, StartService, pynchy
+from support import RUNTIMES, Chat, RogueRuntime, StartService, count_from_noon, pynchy
 from wall import Nowhere
 
 from agent_runner import plugin_hooks
@@ -97,8 +97,13 @@ async def shown(service: Service) -> str:
 
 
 async def test_a_program_reaches_what_the_policy_allows_without_any_set_up(
-    runtime: ContainerRuntime, start_service: StartService, internet: Internet, web: asyncio.Server
+    runtime: ContainerRuntime,
+    start_service: StartService,
+    internet: Internet,
+    web: asyncio.Server,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    count_from_noon(monkeypatch)
     async with start_service(runtime) as service:
         chat = Chat(service)
         fetched = await chat.ask(python(_FETCH.format(urls=["http://example.com/a?b=c"])))

@@ -6,14 +6,14 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from stored import column, rows
-from support import pynchy
+from support import NOON_ZONE, pynchy
 
 from pynchy.home import make_private
 from pynchy.model_usage import Figures
@@ -97,19 +97,15 @@ async def test_an_endpoint_that_makes_up_names_of_models_fills_no_disk(tmp_path:
 # --- `pynchy usage` -----------------------------------------------------------------------------------------
 
 
-#: Where it is about noon now, so that no day ends in the middle of a test.
-ZONE = f"Etc/GMT{datetime.now(UTC).hour - 12:+d}"
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home where it is noon."""
-    monkeypatch.setenv("PYNCHY_TIME_ZONE", ZONE)
+    monkeypatch.setenv("PYNCHY_TIME_ZONE", NOON_ZONE)
     return make_private(tmp_path / "home")
 
 
 def day(ago: int) -> str:
-    return (datetime.now(ZoneInfo(ZONE)) - timedelta(days=ago)).date().isoformat()
+    return (datetime.now(ZoneInfo(NOON_ZONE)) - timedelta(days=ago)).date().isoformat()
 
 
 async def use(home: Path, *used: tuple[str, int, int, Figures, int | None]) -> None:
@@ -185,7 +181,7 @@ async def test_usage_as_json_has_every_figure(home: Path) -> None:
     }
     assert (unknown["day"], unknown["folder"], unknown["task_id"]) == (day(1), "family", 3)
     assert (unknown["unpriced"], unknown["usd"]) == (1, 0)
-    assert (found["first_day"], found["last_day"], found["time_zone"]) == (day(6), day(0), ZONE)
+    assert (found["first_day"], found["last_day"], found["time_zone"]) == (day(6), day(0), NOON_ZONE)
     assert (found["usd"], found["today_usd"], found["today"]) == (0.0004, 0.0004, {"main": 0.0004})
     assert (found["usd_a_day"], found["usd_a_day_of"]) == (50.0, {"family": 2.0})
 
