@@ -151,19 +151,15 @@ def test_a_service_that_stops_while_it_is_asked_which_one_it_is_is_replaced(
         assert process.communicate(timeout=90)[0] == "You said: hello\n"
 
 
-def test_between_its_two_questions_a_command_keeps_the_service_that_others_have_left(door: socket.socket) -> None:
-    def said(connection: socket.socket) -> dict[str, str]:
-        connection.settimeout(60)
-        with connection.makefile() as lines:
-            return json.loads(lines.readline())
-
+def test_a_command_asks_who_is_there_and_its_question_on_one_connection(door: socket.socket) -> None:
     with asking("hello") as process:
-        first, second = door.accept()[0], door.accept()[0]
-        with first, second:
-            assert said(second) == {"op": "hello"}
-            second.sendall(b'{"event": "hello", "demo": true}\n')
-            assert said(first) == {"op": "ask", "group": "main", "text": "hello"}
-            first.sendall(b'{"event": "text", "text": "hi"}\n{"event": "settled", "error": null}\n')
+        connection = door.accept()[0]
+        connection.settimeout(60)
+        with connection, connection.makefile() as said:
+            assert json.loads(said.readline()) == {"op": "hello"}
+            connection.sendall(b'{"event": "hello", "demo": true}\n')
+            assert json.loads(said.readline()) == {"op": "ask", "group": "main", "text": "hello"}
+            connection.sendall(b'{"event": "text", "text": "hi"}\n{"event": "settled", "error": null}\n')
             assert process.communicate(timeout=60)[0] == "hi\n"
 
 

@@ -257,7 +257,6 @@ async def test_hello_says_who_is_there(server: ControlServer, door: Path) -> Non
     async with visitor(door, op="hello") as peer:
         hello = {"event": "hello", "demo": True, "pid": os.getpid(), "version": __version__}
         assert await peer.receive() == hello
-        assert await peer.receive() is None
 
 
 async def test_plugins_gives_the_records(server: ControlServer, door: Path) -> None:
@@ -274,7 +273,6 @@ async def test_an_operation_that_does_not_exist_is_an_error_that_names_it(
         assert answer is not None
         assert answer["event"] == "error"
         assert f"no operation {request_.get('op')!r}" in answer["message"]
-        assert await peer.receive() is None
 
 
 async def test_garbage_is_answered_with_an_error_and_others_are_served(
@@ -319,8 +317,34 @@ async def test_ask_shows_what_waited_then_the_answer_then_how_it_ended(
         service.settled[0].set_result(error)
         assert await peer.receive() == {"event": "text", "text": "the answer", "earlier": False}
         assert await peer.receive() == {"event": "settled", "error": error}
-        assert await peer.receive() is None
-    assert not service.terminal.is_connected()
+        assert not service.terminal.is_connected()
+
+
+async def test_a_connection_carries_one_operation_after_the_other_whatever_becomes_of_each(
+    server: ControlServer, door: Path, service: Behind
+) -> None:
+    async with visitor(door, op="ask", group="main", text="") as peer:
+        assert await peer.receive() == {"event": "error", "message": "The message is empty."}
+        for number, text in enumerate(("one", "two")):
+            await peer.send(op="ask", group="main", text=text)
+            assert await service.said.get() == text
+            service.settled[number].set_result(None)
+            assert await peer.receive() == {"event": "settled", "error": None}
+
+
+async def test_what_comes_before_the_answer_is_refused_and_the_next_question_is_not(
+    server: ControlServer, door: Path, service: Behind
+) -> None:
+    async with visitor(door, op="ask", group="main", text="one") as peer:
+        assert await service.said.get() == "one"
+        await peer.send(op="ask", group="main", text="too early")
+        answer = await peer.receive()
+        assert answer is not None
+        assert "before the answer" in answer["message"]
+        await peer.send(op="ask", group="main", text="two")
+        assert await service.said.get() == "two"
+        service.settled[1].set_result(None)
+        assert await peer.receive() == {"event": "settled", "error": None}
 
 
 async def test_an_empty_question_is_refused(server: ControlServer, door: Path, service: Behind) -> None:

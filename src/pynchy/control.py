@@ -1,7 +1,7 @@
 """The door to a running service: a UNIX socket in PYNCHY_HOME that only its owner can open.
 
-Each connection carries one operation. Both sides send lines of JSON; the client's first line names the
-operation. The command line is the client.
+A connection carries operations, one after the other. Both sides send lines of JSON; the client names an operation,
+and the next one once it has the answer. The command line is the client.
 
     hello                  -> {"event": "hello", "demo", "pid", "version"}
     ask {group, text}      -> text events and notes, then {"event": "settled", "error"}
@@ -17,7 +17,8 @@ operation. The command line is the client.
     tasks {group}          -> {"event": "lines", "lines"}, of all where the group is null
     task {action, id}      -> {"event": "lines", "lines"}; the actions are pause, resume, cancel and runs
 
-Where an operation cannot be done the answer is {"event": "error", "message"}.
+Where an operation cannot be done the answer is {"event": "error", "message"}; so it is for a line that is no operation,
+and then the connection ends.
 """
 
 from __future__ import annotations
@@ -95,6 +96,12 @@ class Peer:
         self._writer.close()
         with contextlib.suppress(ConnectionError, OSError):
             await self._writer.wait_closed()
+
+    async def __aenter__(self) -> Peer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
 
 class Behind(Protocol):
@@ -230,9 +237,11 @@ class ControlServer:
 
     async def _serve(self, peer: Peer) -> None:
         try:
-            request = await peer.receive()
-            if request is not None:
-                await self._operation(request)(peer, request)
+            while (request := await peer.receive()) is not None:
+                try:
+                    await self._operation(request)(peer, request)
+                except ControlError as error:
+                    await peer.send(event="error", message=str(error))
         except ControlError as error:
             with contextlib.suppress(ConnectionError):
                 await peer.send(event="error", message=str(error))
@@ -355,10 +364,14 @@ class ControlServer:
                 await asyncio.wait({settling, leaving}, return_when=asyncio.FIRST_COMPLETED)
                 if settling.done():
                     await self._service.flush_outbox(jid)
-                    await peer.send(event="settled", error=settling.result())
             finally:
                 settling.cancel()
                 leaving.cancel()
+                await asyncio.gather(settling, leaving, return_exceptions=True)
+        if not settling.cancelled():
+            await peer.send(event="settled", error=settling.result())
+        elif leaving.result() is not None:
+            raise ControlError("This came before the answer to the last message; wait for that.")
 
     async def _chat(self, peer: Peer, request: dict[str, Any]) -> None:
         jid = await self._service.group_jid(str(request.get("group")))
@@ -410,11 +423,9 @@ async def ask(path: Path, **request: Any) -> dict[str, Any] | None:
     peer = await connect(path)
     if peer is None:
         return None
-    try:
+    async with peer:
         await peer.send(**request)
         return await peer.receive()
-    finally:
-        await peer.close()
 
 
 def check_path(path: Path) -> None:

@@ -127,33 +127,37 @@ def test_the_package_and_the_channel_load_neither_neonize_nor_its_library() -> N
 
 
 _SLOW_DISK = """
-import threading, types
+import os, sys, threading
+from pathlib import Path
 from pynchy_plugin_whatsapp import relay as module
 module._DRAIN_WITHIN = 60
-begun, kept = threading.Event(), threading.Event()
+relay = module.Relay(Path(sys.argv[1]), "run", "", print)
+begun, disk, add = threading.Event(), threading.Event(), relay.spool.add
 
-def add(event):
+def slow(event):
     begun.set()
-    kept.wait()
+    disk.wait()
+    return add(event)
 
-relay = object.__new__(module.Relay)
-relay.spool, relay.client = types.SimpleNamespace(add=add), types.SimpleNamespace(close=lambda: None)
-relay._work, relay._ending = threading.Condition(), False
+relay.spool.add = slow
 threading.Thread(target=relay.on_event, args=(module.MESSAGE, b"event"), daemon=True).start()
 begun.wait()
 ending = threading.Thread(target=relay.end, daemon=True)
 ending.start()
 ending.join(1)
 assert ending.is_alive(), "what WhatsApp takes for kept is lost"
-kept.set()
+disk.set()
 ending.join(20)
 assert not ending.is_alive()
+assert module.Spool(Path(sys.argv[1])).after(0).event == b"event"
+os._exit(0)
 """
 
 
-def test_the_end_waits_for_a_message_that_a_slow_disk_is_keeping() -> None:
+def test_the_end_waits_for_a_message_that_a_slow_disk_is_keeping(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _SLOW_DISK, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", _SLOW_DISK], env=environment, capture_output=True, timeout=100)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr.decode()
 
 

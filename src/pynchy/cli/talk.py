@@ -8,14 +8,12 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from pynchy.app import Service
 from pynchy.cli.output import complain, complain_of_system, configure_logging, logging_into, tell
 from pynchy.config import Settings, SettingsError, load_settings
 from pynchy.control import ControlError, Peer, connect
-from pynchy.control import ask as ask_service
 from pynchy.home import control_socket
 from pynchy.model_gateway import Upstream
 from pynchy.plugin import RuntimeUnavailable, discover_plugins
@@ -25,7 +23,7 @@ from pynchy.store import StoreError
 #: How long another process may take to open its door, or to close it.
 _DOOR_SECONDS = 20.0
 
-Talk = Callable[[Callable[[], Awaitable[Peer]]], Awaitable[int]]
+Talk = Callable[[Peer], Awaitable[int]]
 
 
 def run_service(demo: bool) -> int:
@@ -50,8 +48,7 @@ def run_service(demo: bool) -> int:
 def ask(text: str, group: str, demo: bool, timeout: float, label: str = "") -> int:
     """`pynchy ask`: one message, its answer on stdout, with `label` before it."""
 
-    async def talk(door: Callable[[], Awaitable[Peer]]) -> int:
-        peer = await door()
+    async def talk(peer: Peer) -> int:
         try:
             async with asyncio.timeout(timeout):
                 await peer.send(op="ask", group=group, text=text)
@@ -60,8 +57,6 @@ def ask(text: str, group: str, demo: bool, timeout: float, label: str = "") -> i
             return complain(
                 f"No answer within {timeout:g} s. The message is kept: `pynchy chat` will show what comes of it."
             )
-        finally:
-            await peer.close()
 
     if not text.strip():
         return complain("The message is empty: there is nothing to answer.")
@@ -90,19 +85,17 @@ def chat(group: str, demo: bool) -> int:
         from pynchy.cli.terminal import chat_in_terminal as talk_to
     else:
         talk_to = chat_through_pipes
-    return _guarded(lambda: _reach(demo, lambda door: talk_to(door, group)))
+    return _guarded(lambda: _reach(demo, lambda peer: talk_to(peer, group)))
 
 
-async def chat_through_pipes(door: Callable[[], Awaitable[Peer]], group: str) -> int:
+async def chat_through_pipes(peer: Peer, group: str) -> int:
     """Without a terminal: one message a line of stdin, the next once the last one is answered."""
     loop = asyncio.get_running_loop()
     code = 0
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         if line.strip():
-            peer = await door()
             await peer.send(op="ask", group=group, text=line.rstrip("\n"))
             code |= await _print_answer(peer)
-            await peer.close()
     return code
 
 
@@ -118,25 +111,19 @@ async def _reach(demo: bool, talk: Talk) -> int:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
-    held: list[Peer] = []
-
-    async def door() -> Peer:
-        peer = held.pop() if held else await connect(path)
-        if peer is None:
-            raise ControlError("The service has stopped.")
-        return peer
-
     deadline = asyncio.get_running_loop().time() + _DOOR_SECONDS
     while True:
         if peer := await connect(path):
-            held.append(peer)  # a service that nobody uses any more may end
-            if await _same_model(path, demo):
-                return await talk(door)
-            await held.pop().close()
+            async with peer:  # a service that nobody uses any more may end
+                if await _same_model(peer, demo):
+                    return await talk(peer)
         try:
             with logging_into(settings.home, settings.log_level):
                 async with own_service(settings, demo, at_terminal=True) as service:
-                    code = await talk(door)
+                    if not (peer := await connect(path)):
+                        raise ControlError("The service has stopped.")
+                    async with peer:
+                        code = await talk(peer)
                     await service.door.unused()  # another command may be using it by now
                     return code
         except AlreadyRunning:
@@ -146,11 +133,12 @@ async def _reach(demo: bool, talk: Talk) -> int:
             await asyncio.sleep(0.05)
 
 
-async def _same_model(path: Path, demo: bool) -> bool:
+async def _same_model(peer: Peer, demo: bool) -> bool:
     """A demo and a real service must not be taken for each other; False where the service is just stopping."""
     hello = None
     with suppress(ConnectionError):
-        hello = await ask_service(path, op="hello")
+        await peer.send(op="hello")
+        hello = await peer.receive()
     if hello is None:
         return False
     if demo and not hello.get("demo"):

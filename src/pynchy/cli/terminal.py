@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.patch_stdout import patch_stdout
@@ -11,9 +10,8 @@ from prompt_toolkit.patch_stdout import patch_stdout
 from pynchy.control import Peer
 
 
-async def chat_in_terminal(door: Callable[[], Awaitable[Peer]], group: str) -> int:
+async def chat_in_terminal(peer: Peer, group: str) -> int:
     """Until Ctrl-D or Ctrl-C."""
-    peer = await door()
     await peer.send(op="chat", group=group)
     print("Type a message; Ctrl-D ends the chat.")
     with patch_stdout():
@@ -26,7 +24,6 @@ async def chat_in_terminal(door: Callable[[], Awaitable[Peer]], group: str) -> i
             for task in (reading, typing):
                 task.cancel()
             await asyncio.gather(reading, typing, return_exceptions=True)
-            await peer.close()
 
 
 async def _type(peer: Peer) -> int:

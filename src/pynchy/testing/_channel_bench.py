@@ -26,10 +26,15 @@ CONNECT_WITHIN = 60.0
 DISCONNECT_WITHIN = 5.0
 #: How long the event loop may be held up, in seconds: much more than it should be, for machines that are busy.
 HELD_UP_FOR = 1.5
-#: How long what ought not to come is waited for, and what ends by itself may take at least, in seconds.
+#: How long what ought not to come is waited for, in seconds.
 _A_MOMENT = 0.3
-ENDING = 3.0
+_ENDING = 3.0
 _ASSISTANT = "Pynchy"
+
+
+def ending(patience: float) -> float:
+    """How long what ends by itself may take, in seconds."""
+    return max(_ENDING, patience)
 
 
 class Bench:
@@ -105,7 +110,7 @@ class Bench:
     async def no_task_is_left(self) -> None:
         """Return once every task that has begun since this bench was made has ended."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + max(ENDING, self._patience)
+        deadline = clock() + ending(self._patience)
         while (tasks := asyncio.all_tasks() - self._before) and (left := deadline - clock()) > 0:
             await asyncio.wait(tasks, timeout=left)
         if tasks:
@@ -157,7 +162,7 @@ class Bench:
                     await store.enqueue(self.far.jid, text, "reply")
                 outbox.wake()
                 await self._progress(lambda: len(_plain(self.far.read())) - before, len(expected))
-                await ended(asyncio.create_task(outbox.flush(self.far.jid)), max(ENDING, self._patience))
+                await ended(asyncio.create_task(outbox.flush(self.far.jid)), ending(self._patience))
                 sending.cancel()
                 await asyncio.wait([sending])
         if (read := _plain(self.far.read())[before:]) != expected:
@@ -236,7 +241,7 @@ async def _end_everything() -> None:
         await asyncio.wait(tasks, timeout=DISCONNECT_WITHIN)
     loop = asyncio.get_running_loop()
     await loop.shutdown_asyncgens()
-    await asyncio.wait([loop.create_task(loop.shutdown_default_executor())], timeout=ENDING)
+    await asyncio.wait([loop.create_task(loop.shutdown_default_executor())], timeout=_ENDING)
 
 
 async def ended(task: asyncio.Future[Any], within: float) -> bool:

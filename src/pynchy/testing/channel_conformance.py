@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 import pytest
 
 from pynchy.plugin import Channel, NewMessage, NotConnected
-from pynchy.testing._channel_bench import ENDING, Bench, ended, error_of, heartbeat, run
+from pynchy.testing._channel_bench import Bench, ended, ending, error_of, heartbeat, run
 from pynchy.testing._channel_sides import FarSide
 from pynchy.testing._leftovers import Leftovers
 from pynchy.testing._outcome import fail
@@ -313,7 +313,7 @@ class ChannelConformance:
                 await bench.handed(2)
             await bench.disconnect(channel)
 
-        with Leftovers(self.may_stay, max(ENDING, self.patience)) as leftovers:
+        with Leftovers(self.may_stay, ending(self.patience)) as leftovers:
             self._run(tmp_path / "first", visit)
             leftovers.warmed_up()  # what a library opens once in a process may stay open
             self._run(tmp_path / "second", visit)
