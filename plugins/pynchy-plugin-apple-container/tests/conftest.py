@@ -19,6 +19,9 @@ from typing import Any
 import pytest
 
 from pynchy.home import container_dir
+from pynchy_plugin_apple_container.runtime import AppleContainerRuntime
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 IMAGE = "pynchy-agent:latest"
@@ -132,3 +135,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     yield stand_in
     stand_in.close()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def runtime(stand_in: Any) -> AppleContainerRuntime:
+    """The runtime, with the stand-in for its program, and less patience than people have."""
+    runtime = AppleContainerRuntime()
+    runtime.answer_within = runtime.start_within = runtime.kill_within = 10
+    return runtime

@@ -38,7 +38,7 @@ class AppleContainer(RuntimeConformance):
         """Apple's container, whichever that is."""
         return AppleContainerRuntime()
 
-    # Without a comma and an equals sign, which it refuses: test_apple_container.py has these.
+    # Without a comma and an equals sign, which it refuses: test_run_args.py has these.
     @pytest.mark.parametrize("name", NAMES)
     def test_a_mount_has_any_name(self, bench: Any, name: str) -> None:
         """All but those."""
