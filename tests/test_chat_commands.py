@@ -10,6 +10,7 @@ from loft import JID, database, loft, seen
 from stored import rows
 from support import RogueRuntime, until
 
+from pynchy.container_runner import AgentRun
 from pynchy.types import Group, VolumeMount
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +41,35 @@ async def test_stop_ends_what_is_done_and_what_waits_and_the_next_message_is_ans
         await channel.arrive("three")
         assert seen(await channel.hear())[-1] == ("Ada", "three", False)
     assert rows(database(tmp_path), "SELECT text FROM outbox WHERE kind = 'notice'") == [("Stopped.",)]
+
+
+async def test_stop_reaches_all_that_came_before_it_and_nothing_that_came_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, end = asyncio.Event(), asyncio.Event(), AgentRun.stop
+
+    async def slow_for_the_first(run: AgentRun) -> None:
+        first = not begun.is_set()
+        begun.set()
+        await end(run)
+        if first:
+            await may_end.wait()
+
+    monkeypatch.setattr(AgentRun, "stop", slow_for_the_first)
+    runtime = RogueRuntime("never-answers")
+    async with loft(GROUP, runtime) as channel:
+        await channel.arrive("one")
+        await state_is(tmp_path, "claimed")
+        await channel.arrive("two")
+        stopping = asyncio.ensure_future(channel.arrive("/stop"))
+        await begun.wait()
+        runtime.kind = "echoes"
+        await channel.arrive("three")
+        assert [text for _, text, context in seen(await channel.hear()) if not context] == ["three"]
+        may_end.set()
+        await stopping
+        assert await channel.hear() == "Stopped."
+        await state_is(tmp_path, "failed", "failed", "done", "done")
 
 
 async def test_stop_says_where_a_part_may_have_been_done(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ PARTIAL: dict[str, tuple[Call, str]] = {
     "has_pending": (lambda store: store.has_pending(JID), "messages_asking"),
     "has_none_pending": (lambda store: store.has_pending("nobody"), "messages_asking"),
     "chats_with_pending": (lambda store: store.chats_with_pending(), "messages_asking"),
-    "drop_pending": (lambda store: store.drop_pending(JID, "why"), "messages_asking"),
+    "drop_pending": (lambda store: store.drop_pending(JID, "why", 9), "messages_asking"),
     "unheard": (lambda store: store.unheard(JID), "outbox_unseen"),
     "last_failure": (lambda store: store.last_failure(None), "messages_failed"),
     "release_all": (lambda store: store.release(None, "why", "notice"), "messages_claimed"),
@@ -53,6 +53,7 @@ PARTIAL: dict[str, tuple[Call, str]] = {
 OTHERS: dict[str, Call] = {
     "add_message": lambda store: store.add_message(NewMessage("new", JID, "", "", "", datetime.now(UTC))),
     "add_message_again": lambda store: store.add_message(NewMessage("open1", JID, "", "", "", datetime.now(UTC))),
+    "newest_message": lambda store: store.newest_message(),
     "mark_acted": lambda store: store.mark_acted([1, 2]),
     "release": lambda store: store.release([1, 2], "why", "notice"),
     "retry": lambda store: store.retry([1, 2], "why"),

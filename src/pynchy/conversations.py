@@ -114,12 +114,21 @@ class Conversations:
                 del self._shifts[place.jid]
 
     async def stop(self, jid: str) -> str | None:
-        """End what a chat's agent does, and give up what waits there; what to say of it, None where nothing was."""
+        """End what a chat's agent does, and give up what waits there; what to say of it, None where nothing was.
+
+        What comes in meanwhile is answered.
+        """
+        newest = await self.store.newest_message()
+        dropped = await self._drop(jid, newest)  # first: once the agent has ended, the next one would claim it
         shift = self._shifts.get(jid)
         said = await shift.stop() if shift else None
-        if dropped := await self.store.drop_pending(jid, STOPPED):
-            self.behind.settled(tuple(dropped), STOPPED)
+        dropped += await self._drop(jid, newest)  # what a run that was just failing has given back
         return said or ("Stopped." if dropped else None)
+
+    async def _drop(self, jid: str, newest: int) -> list[int]:
+        dropped = await self.store.drop_pending(jid, STOPPED, newest)
+        self.behind.settled(tuple(dropped), STOPPED)
+        return dropped
 
     async def renew(self, jid: str) -> None:
         """Let a chat's next message begin a new conversation; what is being answered still belongs to the old one."""

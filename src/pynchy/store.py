@@ -326,16 +326,20 @@ class Store:
         )
         return [Said(row_id, text, datetime.fromisoformat(at)) for row_id, text, at in reversed(rows)]
 
-    async def drop_pending(self, jid: str, reason: str) -> list[int]:
-        """Give up what waits for an answer in a chat and has not been begun; returns the messages."""
+    async def newest_message(self) -> int:
+        """The row id of the message that was stored last, in any chat; 0 before the first."""
+        return await self._db.read(lambda db: db.execute("SELECT coalesce(max(id), 0) FROM messages").fetchone()[0])
+
+    async def drop_pending(self, jid: str, reason: str, newest: int) -> list[int]:
+        """Give up what waits for an answer in a chat and has not been begun, up to this message; returns which."""
 
         def drop(db: sqlite3.Connection) -> list[int]:
             return [
                 row[0]
                 for row in db.execute(
                     "UPDATE messages SET state = 'failed', error = ?"
-                    " WHERE chat_jid = ? AND state = 'pending' AND asks RETURNING id",
-                    (as_text(reason), jid),
+                    " WHERE chat_jid = ? AND state = 'pending' AND asks AND id <= ? RETURNING id",
+                    (as_text(reason), jid, newest),
                 ).fetchall()
             ]
 
