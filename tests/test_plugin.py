@@ -309,7 +309,9 @@ def test_a_record_says_where_the_plugin_comes_from_and_how_long_it_took(
         assert (record.entry_point, record.target, record.name) == ("voice", target, "good")
         assert (record.distribution, record.version, record.origin) == ("pynchy-plugin-voice", "1.2", origin)
         assert (record.state, record.phase, record.reason, record.remedy) == (State.READY, "register", "", "")
-        assert 0 < record.import_milliseconds < record.milliseconds < 60_000
+        if direct_url is None:  # later it is imported already, which may take less than what is written down
+            assert record.import_milliseconds > 0
+        assert record.import_milliseconds <= record.milliseconds < 60_000
 
 
 def test_a_distribution_whose_metadata_is_gone_has_a_plugin_that_works(
