@@ -166,12 +166,10 @@ async def visitor(door: Path, **request: Any) -> AsyncIterator[Peer]:
     """A client that has sent this request."""
     peer = await connect(door)
     assert peer is not None
-    try:
+    async with peer:
         if request:
             await peer.send(**request)
         yield peer
-    finally:
-        await peer.close()
 
 
 @asynccontextmanager
@@ -287,6 +285,13 @@ async def test_garbage_is_answered_with_an_error_and_others_are_served(
             writer.close()
         async with visitor(door, op="hello") as peer:
             assert await peer.receive() is not None
+
+
+async def test_after_a_line_that_is_no_message_the_connection_ends(server: ControlServer, door: Path) -> None:
+    reader, writer = await asyncio.open_unix_connection(str(door))
+    writer.write(b"hello\n")
+    assert (await reader.read()).startswith(b'{"event": "error"')
+    writer.close()
 
 
 @pytest.mark.parametrize("op", ["ask", "chat"])
@@ -517,11 +522,7 @@ async def test_the_end_does_not_wait_for_a_terminal_that_has_stopped_reading(doo
 
 async def test_groups_are_listed_added_and_given_plugins(door: Path) -> None:
     async def asked(**request: Any) -> dict[str, Any]:
-        peer = await connect(door)
-        assert peer
-        await peer.send(**request)
-        answer = await peer.receive()
-        await peer.close()
+        answer = await ask(door, **request)
         assert answer
         return answer
 

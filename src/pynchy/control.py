@@ -17,8 +17,8 @@ and the next one once it has the answer. The command line is the client.
     tasks {group}          -> {"event": "lines", "lines"}, of all where the group is null
     task {action, id}      -> {"event": "lines", "lines"}; the actions are pause, resume, cancel and runs
 
-Where an operation cannot be done the answer is {"event": "error", "message"}; so it is for a line that is no operation,
-and then the connection ends.
+Where an operation cannot be done the answer is {"event": "error", "message"}; so it is where a line is no
+JSON object, and then the connection ends.
 """
 
 from __future__ import annotations
@@ -86,6 +86,11 @@ class Peer:
         if not isinstance(message, dict):
             raise ControlError("a message that is no JSON object")
         return message
+
+    async def ask(self, **request: Any) -> dict[str, Any] | None:
+        """Send an operation that has one answer, and return that; None at the end."""
+        await self.send(**request)
+        return await self.receive()
 
     def abort(self) -> None:
         """Close the connection at once, whatever has not been sent."""
@@ -424,8 +429,7 @@ async def ask(path: Path, **request: Any) -> dict[str, Any] | None:
     if peer is None:
         return None
     async with peer:
-        await peer.send(**request)
-        return await peer.receive()
+        return await peer.ask(**request)
 
 
 def check_path(path: Path) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import tempfile
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pynchy.plugin import VolumeMount
+from pynchy.plugin import RunSpec, RuntimeUnavailable, VolumeMount
 
 #: Whom a root host's agents run as, and an ordinary user for those tests that root runs as somebody else.
 AGENT = (60999, 60999)
@@ -53,12 +54,12 @@ class Host:
             (self._environment / "bin").mkdir(parents=True)
             (self._environment / "bin" / "python3").symlink_to(interpreter)
 
-    def ask(self, action: str, *given: Any, **spec: Any) -> Any:
-        """What this user's BubblewrapRuntime answers."""
+    def ask(self, member: str, *given: Any) -> Any:
+        """What this user's BubblewrapRuntime answers, or why it cannot; `command` is its cli with its run_args."""
         done = subprocess.run(
-            [*self.switch, self.python, "-B", str(self.place / "driver.py"), action, json.dumps(spec or given)],
+            [*self.switch, self.python, "-B", str(self.place / "driver.py")],
+            input=pickle.dumps((member, given)),
             capture_output=True,
-            text=True,
             timeout=60,
             cwd="/",
             env={
@@ -69,7 +70,10 @@ class Host:
             },
         )
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        answer, unavailable = pickle.loads(done.stdout)
+        if unavailable:
+            raise RuntimeUnavailable(*unavailable)
+        return answer
 
     def folder(self) -> Path:
         """A new folder that the agent may write."""
@@ -81,15 +85,8 @@ class Host:
     def command(self, *mounts: VolumeMount, name: str = "", env: dict[str, str] | None = None) -> list[str]:
         """How the sandbox is started."""
         runner = VolumeMount(str(self.place / "runner"), "/opt/pynchy", readonly=True)
-        args = self.ask(
-            "run_args",
-            mounts=[asdict(mount) for mount in (runner, *mounts)],
-            container_name=PREFIX + (name or "one"),
-            image="",
-            env=env or {},
-            user=AGENT,
-        )
-        return [*self.switch, *args]
+        spec = RunSpec((runner, *mounts), PREFIX + (name or "one"), "", env=env or {}, user=AGENT)
+        return [*self.switch, *self.ask("command", spec)]
 
     def start(self, code: str, *mounts: VolumeMount, name: str = "one") -> Sandbox:
         """Run this code inside; returns once it has printed `up`."""

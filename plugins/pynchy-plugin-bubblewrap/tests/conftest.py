@@ -26,18 +26,22 @@ from bwrap_hosts import USER, Host, Sandbox, checked, missing
 
 _RUNNER = "import sys\nexec(compile(sys.stdin.read(), '<test>', 'exec'))\n"
 _DRIVER = """
-import json, sys
-from pynchy.plugin import RunSpec, VolumeMount
+import pickle, sys
+from pynchy.plugin import RuntimeUnavailable
 from pynchy_plugin_bubblewrap.runtime import BubblewrapRuntime
 
+member, given = pickle.load(sys.stdin.buffer)
 runtime = BubblewrapRuntime()
-action, given = sys.argv[1], json.loads(sys.argv[2])
-if action == "run_args":
-    given["mounts"] = [VolumeMount(**mount) for mount in given["mounts"]]
-    answer = [runtime.cli, *runtime.run_args(RunSpec(**given))]
-else:
-    answer = getattr(runtime, action)(*given)
-print(json.dumps(answer))
+try:
+    if member == "supports":
+        answer = runtime.supports, None
+    elif member == "command":
+        answer = [runtime.cli, *runtime.run_args(*given)], None
+    else:
+        answer = getattr(runtime, member)(*given), None
+except RuntimeUnavailable as error:
+    answer = None, (error.args[0], error.remedy)
+pickle.dump(answer, sys.stdout.buffer)
 """
 
 

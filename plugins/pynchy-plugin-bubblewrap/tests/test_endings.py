@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from bwrap_hosts import PREFIX, Host, Sandbox, checked, group
 
+from pynchy.plugin import RuntimeUnavailable
+
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 #: Starts processes that do all they can to outlive the sandbox, each of which holds a lock on the host's disk.
@@ -106,7 +108,7 @@ def test_a_sandbox_of_another_user_is_left_alone_and_the_reason_named(hosts: dic
     owner, stranger = checked(hosts["root"]()), checked(hosts["user"]())
     sandbox = owner.start("print('up', flush=True); import time; time.sleep(600)")
     with sandbox.process as process:
-        with pytest.raises(AssertionError, match="belongs to another user; stop it there"):
+        with pytest.raises(RuntimeUnavailable, match="belongs to another user; stop it there"):
             stranger.ask("stop", sandbox.name)
         assert process.poll() is None
         owner.ask("stop", sandbox.name)

@@ -7,10 +7,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.usefixtures("clean_environment")
-
 PROJECT = Path(__file__).parents[1]
 
 

@@ -137,8 +137,7 @@ async def _same_model(peer: Peer, demo: bool) -> bool:
     """A demo and a real service must not be taken for each other; False where the service is just stopping."""
     hello = None
     with suppress(ConnectionError):
-        await peer.send(op="hello")
-        hello = await peer.receive()
+        hello = await peer.ask(op="hello")
     if hello is None:
         return False
     if demo and not hello.get("demo"):

@@ -28,6 +28,7 @@ DISCONNECT_WITHIN = 5.0
 HELD_UP_FOR = 1.5
 #: How long what ought not to come is waited for, in seconds.
 _A_MOMENT = 0.3
+#: What ends by itself may take so long at least, in seconds.
 _ENDING = 3.0
 _ASSISTANT = "Pynchy"
 
